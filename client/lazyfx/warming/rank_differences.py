@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def group_ranks(finished: Sequence[FinishedRank]) -> list[RankGroup]:
     """Group ranks by their graphs; the first group is that of the first rank."""
     groups: dict[tuple[object, ...], list[FinishedRank]] = {}
     for each in finished:
-        groups.setdefault(tuple(map(_identity, each.run.graphs)), []).append(each)
+        groups.setdefault(tuple(_identities(each)), []).append(each)
     if not groups:
         return []
     base = next(iter(groups.values()))[0]
@@ -80,15 +82,25 @@ def group_ranks(finished: Sequence[FinishedRank]) -> list[RankGroup]:
     ]
 
 
-def _identity(graph: RankGraph) -> object:
-    """What is the same for graphs that share a compile."""
-    return graph.recorded or (graph.nodes, graph.place, graph.reason)
+def _identities(rank: FinishedRank) -> list[object]:
+    """For each graph of a rank: what is the same for graphs that share a compile."""
+    found: list[object] = []
+    for graph in rank.run.graphs:
+        if not graph.recorded:
+            found.append((graph.nodes, graph.place, graph.reason))
+            continue
+        # Names of nodes and of process groups are those of one rank, and cost no compile.
+        recorded = _read(rank.folder / graph.recorded)
+        digest = hashlib.sha256(recorded.graph.body).digest()
+        recorded.ClearField("graph")
+        found.append((digest, recorded.SerializeToString(deterministic=True)))
+    return found
 
 
 def _differences(base: FinishedRank, other: FinishedRank) -> Iterator[RankDifference]:
     ranks = (base.run.rank, other.run.rank)
     ours, theirs = base.run.graphs, other.run.graphs
-    for i, j in _pairs(ours, theirs):
+    for i, j in _pairs(base, other):
         numbers = (None if i is None else i + 1, None if j is None else j + 1)
         if i is not None and j is not None:
             yield _first_difference(ranks, numbers, base, other)
@@ -105,36 +117,23 @@ def _differences(base: FinishedRank, other: FinishedRank) -> Iterator[RankDiffer
         )
 
 
-def _pairs(
-    ours: Sequence[RankGraph], theirs: Sequence[RankGraph]
-) -> Iterator[tuple[int | None, int | None]]:
+def _pairs(base: FinishedRank, other: FinishedRank) -> Iterator[tuple[int | None, int | None]]:
     """Pairs of different graphs that begin in the same function; the rest in order."""
-    for left, right in _unequal(
-        list(map(_identity, ours)), list(map(_identity, theirs)), (0, len(ours)), (0, len(theirs))
-    ):
-        functions = [_function(graph) for graph in ours], [_function(graph) for graph in theirs]
+    functions = [_function(graph) for graph in base.run.graphs]
+    others = [_function(graph) for graph in other.run.graphs]
+    for first, second in _unequal(_identities(base), _identities(other)):
         matcher = SequenceMatcher(
-            None, functions[0][slice(*left)], functions[1][slice(*right)], autojunk=False
+            None, [functions[i] for i in first], [others[j] for j in second], autojunk=False
         )
-        for tag, i, end, j, stop in matcher.get_opcodes():
-            first = range(left[0] + i, left[0] + end)
-            second = range(right[0] + j, right[0] + stop)
-            if tag == "equal":
-                yield from zip(first, second, strict=True)
-                continue
-            common = min(len(first), len(second))
-            yield from zip(first[:common], second[:common], strict=True)
-            yield from ((k, None) for k in first[common:])
-            yield from ((None, k) for k in second[common:])
+        for _, i, end, j, stop in matcher.get_opcodes():
+            yield from zip_longest(first[i:end], second[j:stop])
 
 
-def _unequal(
-    ours: Sequence[object], theirs: Sequence[object], left: Any, right: Any
-) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    matcher = SequenceMatcher(None, ours[slice(*left)], theirs[slice(*right)], autojunk=False)
-    for tag, i, end, j, stop in matcher.get_opcodes():
+def _unequal(first: Sequence[object], second: Sequence[object]) -> Iterator[tuple[range, range]]:
+    """Ranges of positions in which two sequences differ."""
+    for tag, i, end, j, stop in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
         if tag != "equal":
-            yield (i, end), (j, stop)
+            yield range(i, end), range(j, stop)
 
 
 def _function(graph: RankGraph) -> str:

@@ -151,7 +151,7 @@ def _warm_ranks(job: Job, ranks: Sequence[int]) -> None:
         finished = []
         for each in run_ranks(job, ranks, Path(folder)):
             finished.append(each)
-            typer.echo(f"rank {each.run.rank}: {len(each.run.graphs)} graphs", err=True)
+            typer.echo(f"rank {each.run.rank}: graphs: {len(each.run.graphs)}", err=True)
         groups = group_ranks(finished)
         typer.echo(write_report(finished, groups))
     runs = [each.run for each in finished]
