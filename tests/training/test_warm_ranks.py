@@ -100,7 +100,7 @@ def test_what_depends_on_values_is_said(tmp_path: Path) -> None:
     done = warm("--world-size", "64", "--ranks", "0,63", "--capture-only", str(script))
     assert done.returncode == 0, done.stderr
     assert "ranks 0, 63: 2 graphs, the same on each" in done.stdout
-    assert "cannot be foreseen: branching.py:4 in step" in done.stdout
+    assert "cannot be foreseen: branching.py:4 in step: a branch on values" in done.stdout
 
 
 def test_a_rank_that_fails_is_reported(tmp_path: Path) -> None:

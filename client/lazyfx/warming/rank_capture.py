@@ -21,6 +21,8 @@ from lazyfx.warming.torch_fake_groups import graph_break_reasons
 BACKEND: Final = "lazyfx"
 # What a stack trace says of each frame; the last one is the line of the script.
 _FRAME: Final = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<function>\S+)')
+# What dynamo calls a branch whose condition is not known.
+_BRANCH: Final = "generic_jump"
 _ON_DATA: Final = re.compile(
     r"data[- ]dependent|\.item\(\)|\.tolist\(\)|dynamic shape", re.IGNORECASE
 )
@@ -60,7 +62,11 @@ class RankCapture:
                 else ""
             )
             reason = next(iter(each.reason.strip().splitlines()), "")
-            found[GraphBreak(reason, place, bool(_ON_DATA.search(each.reason)))] = None
+            is_branch = reason.startswith(_BRANCH)
+            if is_branch:
+                reason = "a branch on values"
+            on_data = is_branch or bool(_ON_DATA.search(each.reason))
+            found[GraphBreak(reason, place, on_data)] = None
         return tuple(found)
 
     def compile(
