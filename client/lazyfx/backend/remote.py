@@ -12,6 +12,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from lazyfx.artifacts.native_loading import load
 from lazyfx.backend.dynamo_graphs import FlatGraph, flatten
+from lazyfx.backend.group_names import register_names
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
 from lazyfx.capture import remembering
@@ -122,6 +123,8 @@ def ask(
     """
     options, request = graph_request.options, graph_request.native
     if request is not None:
+        groups = remembering.encode(graph_request.graph).presentation.process_groups
+        register_names(groups, has_passes=bool(options.passes))
         session.require_trusted()
         _require_compatible(session, request)
     remote = session.client.compile(
