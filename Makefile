@@ -97,8 +97,9 @@ bounds: $(STAMP) ## Write docs/bounds.md from the settings
 zoo: $(STAMP) ## Encode and decode real architectures in every capture; ARGS="--write docs/zoo.md"
 	$(BIN)/python -m zoo $(ARGS)
 
-saved-formats: $(STAMP) ## Save and load every graph of the zoo and of torch's operator database (hours); ARGS="-k gpt2"
-	$(BIN)/python -m pytest -q -m slow tests/lazy/test_saved_models.py tests/lazy/test_saved_operators.py $(ARGS)
+saved-formats: $(STAMP) ## Save graphs of the zoo and of torch's databases in each format, load and call them with torch alone (TIME); goes on after a stop; ARGS="'zoo gpt2 *' --formats pickle"
+	mkdir -p build
+	$(BIN)/python -m conformance.saved $(if $(ARGS),$(ARGS),--record build/saved-formats.jsonl)
 
 conformance: $(STAMP) ## Send torch's databases of operators and modules through a server (30 min); ARGS="'op linalg*' --calls 3"
 	$(BIN)/python -m conformance $(ARGS)

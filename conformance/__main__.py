@@ -29,8 +29,8 @@ from rich.table import Table
 from conformance import reasons
 from conformance.captures import WAYS
 from conformance.cases import DTYPES
-from conformance.processes import Asked, every_case, run
-from conformance.run import BAD, Finding
+from conformance.processes import run
+from conformance.run import BAD, Asked, Finding, every_case
 from lazyfx.cli.local_server import local_server
 
 _CALLS = 2

@@ -1,7 +1,9 @@
-"""Compares two results."""
+"""Compares two results, and makes them comparable."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,3 +36,14 @@ def unlike(one: Any, other: Any, rtol: float | None = None, atol: float | None =
         except AssertionError as error:
             return str(error)
     return ""
+
+
+@contextmanager
+def filling_fresh_memory() -> Iterator[None]:
+    """Make torch fill uninitialized memory, so that it has a value to compare."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)

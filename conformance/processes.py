@@ -3,51 +3,52 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from multiprocessing.connection import Connection
+from typing import Protocol, TypeVar
 
-import lazyfx
-from conformance.cases import DTYPES, Case, modules, operators
-from conformance.run import Finding, findings, prepare
+Result = TypeVar("Result")
+Try = Callable[[str], list[Result]]
 
 # Captures leave much state in a process (dynamo's and torch.fx's caches).
 _CASES_A_PROCESS = 100
-_START_SECONDS = 120.0
+_START_SECONDS = 240.0
+# Processes are forks of one that has imported these.
+_PRELOADED = ["conformance.preloading"]
 
 
-@dataclass(frozen=True)
-class Asked:
-    """How cases are tried.
+class Work(Protocol[Result]):
+    """What is done with each case. It is sent to the process, so it can be pickled.
 
     Attributes:
-        address: Address of the server.
-        ways: Captures.
-        calls: Maximum calls per case.
         seconds: Time limit per case.
-        dtypes: The first of these that a case supports is used.
     """
 
-    address: str
-    ways: Sequence[str]
-    calls: int
     seconds: float
-    dtypes: Sequence[str] = DTYPES
+
+    def trying(self) -> AbstractContextManager[Try[Result]]:
+        """Prepare the process; the function tries the case of a name."""
+        ...
+
+    def failed(self, name: str, outcome: str, note: str) -> Result:
+        """The result of a case that could not be tried to its end: it was "slow", or a "fault"."""
+        ...
 
 
-def every_case() -> list[Case]:
-    """The cases of both databases."""
-    return [*operators(), *modules()]
+def run(
+    names: Sequence[str], work: Work[Result], cases_a_process: int = _CASES_A_PROCESS
+) -> Iterator[tuple[str, list[Result]]]:
+    """The results of each case.
 
-
-def run(names: Sequence[str], asked: Asked) -> Iterator[tuple[str, list[Finding]]]:
-    """The findings of each case."""
+    Raises:
+        RuntimeError: A process did not start.
+    """
     left = list(names)
     while left:
-        with _process(asked) as pipe:
-            for name in left[:_CASES_A_PROCESS]:
-                made, alive = _ask(pipe, name, asked.seconds)
+        with _process(work) as pipe:
+            for name in left[:cases_a_process]:
+                made, alive = _ask(pipe, name, work)
                 left.remove(name)
                 yield name, made
                 if not alive:
@@ -55,10 +56,11 @@ def run(names: Sequence[str], asked: Asked) -> Iterator[tuple[str, list[Finding]
 
 
 @contextmanager
-def _process(asked: Asked) -> Iterator[Connection]:
-    context = multiprocessing.get_context("spawn")
+def _process(work: Work[Result]) -> Iterator[Connection]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
     ours, theirs = context.Pipe()
-    process = context.Process(target=_answer, args=(theirs, asked), daemon=True)
+    process = context.Process(target=_answer, args=(theirs, work), daemon=True)
     process.start()
     theirs.close()
     try:
@@ -71,21 +73,19 @@ def _process(asked: Asked) -> Iterator[Connection]:
         ours.close()
 
 
-def _ask(pipe: Connection, name: str, seconds: float) -> tuple[list[Finding], bool]:
-    """The findings, and whether the process can take another case."""
+def _ask(pipe: Connection, name: str, work: Work[Result]) -> tuple[list[Result], bool]:
+    """The results, and whether the process can take another case."""
     pipe.send(name)
     try:
-        if pipe.poll(seconds):
+        if pipe.poll(work.seconds):
             return pipe.recv(), True
     except EOFError:
-        return [Finding(name, "", 0, "", "fault", "the process died")], False
-    return [Finding(name, "", 0, "", "slow", f"took more than {seconds:g} s")], False
+        return [work.failed(name, "fault", "the process died")], False
+    return [work.failed(name, "slow", f"took more than {work.seconds:g} s")], False
 
 
-def _answer(pipe: Connection, asked: Asked) -> None:
-    prepare()
-    cases = {case.name: case for case in every_case()}
-    with lazyfx.connect(asked.address) as client:
+def _answer(pipe: Connection, work: Work[Result]) -> None:
+    with work.trying() as attempt:
         pipe.send("ready")
         while True:
             try:
@@ -93,7 +93,7 @@ def _answer(pipe: Connection, asked: Asked) -> None:
             except EOFError:
                 return
             try:
-                made = [*findings(cases[name], asked.ways, client, asked.calls, asked.dtypes)]
+                made = attempt(name)
             except Exception as error:  # noqa: BLE001 - the others are still to be tried
-                made = [Finding(name, "", 0, "", "fault", f"{type(error).__name__}: {error}")]
+                made = [work.failed(name, "fault", f"{type(error).__name__}: {error}")]
             pipe.send(made)

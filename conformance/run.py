@@ -15,8 +15,8 @@ from torch.fx import GraphModule
 
 import lazyfx
 from conformance.captures import Captured, captured
-from conformance.cases import DTYPES, Case
-from conformance.comparing import unlike
+from conformance.cases import DTYPES, Case, modules, operators
+from conformance.comparing import filling_fresh_memory, unlike
 from lazyfx.errors import LazyfxError, ServerFaultError
 
 # "carried": it passed, but has no value to compare with (uninitialized memory; torch itself
@@ -57,6 +57,42 @@ def prepare() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How cases are tried: the work of `conformance.processes`.
+
+    Attributes:
+        address: Address of the server.
+        ways: Captures.
+        calls: Maximum calls per case.
+        seconds: Time limit per case.
+        dtypes: The first of these that a case supports is used.
+    """
+
+    address: str
+    ways: Sequence[str]
+    calls: int
+    seconds: float
+    dtypes: Sequence[str] = DTYPES
+
+    @contextmanager
+    def trying(self) -> Iterator[Callable[[str], list[Finding]]]:
+        """A function that returns the findings of a case."""
+        prepare()
+        cases = {case.name: case for case in every_case()}
+        with lazyfx.connect(self.address) as client:
+            yield lambda name: [*findings(cases[name], self.ways, client, self.calls, self.dtypes)]
+
+    def failed(self, name: str, outcome: str, note: str) -> Finding:
+        """The finding of a case that was not tried to its end."""
+        return Finding(name, "", 0, "", outcome, note)
+
+
+def every_case() -> list[Case]:
+    """The cases of both databases."""
+    return [*operators(), *modules()]
 
 
 def findings(
@@ -134,21 +170,10 @@ def _called(function: Callable[..., Any], owner: GraphModule, inputs: list[Any])
     """The results of a call, and what it left in its inputs and in the owner's state."""
     given = copy.deepcopy(inputs)
     torch.manual_seed(0)
-    with warnings.catch_warnings(), _filling_fresh_memory():
+    with warnings.catch_warnings(), filling_fresh_memory():
         warnings.simplefilter("ignore")
         results = function(*given)
     return [results, given, list(owner.state_dict().values())]
-
-
-@contextmanager
-def _filling_fresh_memory() -> Iterator[None]:
-    """Make torch fill uninitialized memory, so that it has a value to compare."""
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before)
 
 
 def _words(error: Exception) -> str:

@@ -233,6 +233,25 @@ def test_a_listener_that_closes_connections_at_once() -> None:
         assert "does not answer" in said
 
 
+@pytest.mark.parametrize("tls", [None, lazyfx.Tls()])
+def test_a_server_that_dies_meanwhile(tls: lazyfx.Tls | None) -> None:
+    """The kernel still accepts connections while it takes a killed process apart."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{listening.getsockname()[1]}"
+
+    def die() -> None:
+        connection, _ = listening.accept()
+        listening.close()
+        connection.close()
+
+    dying = threading.Thread(target=die)
+    dying.start()
+    said = diagnose(address, tls)
+    dying.join()
+    assert said is not None
+    assert said.startswith(f"no server answers at {address}")
+
+
 def test_a_socket_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = reported(f"unix:{tmp_path}/none", monkeypatch, UnavailableError)
     assert said.startswith("no server answers at unix:")

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from elsewhere import unlike
 from test_pickling import exported as of_export
 from test_pickling import graphs, of_dynamo
 from torch import nn
@@ -20,6 +19,7 @@ from torch.fx import Graph, GraphModule
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 from torch.utils import _pytree as pytree
 
+from conformance.comparing import unlike
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
 from lazyfx.shared.formats.exported_program import export_module

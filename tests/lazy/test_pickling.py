@@ -9,17 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from elsewhere import KINDS, Elsewhere, unlike
+from elsewhere import Elsewhere
 from torch import nn
 from torch._higher_order_ops.associative_scan import associative_scan
 from torch._higher_order_ops.while_loop import while_loop
 from torch.fx import GraphModule, symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from conformance.comparing import unlike
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
+from lazyfx.shared.formats.pickling import package_module, pickle_module
 
 Assemble = Callable[[GraphModule], bytes]
+KINDS = {"pickle": pickle_module, "package": package_module}
 BOTH = pytest.mark.parametrize(("kind", "assemble"), list(KINDS.items()))
 
 
@@ -206,13 +209,10 @@ def test_options_that_a_graph_makes_and_operators_that_an_import_registers(tmp_p
     chosen = nn.LinearCrossEntropyOptions(batch_chunk_size=2)
     traced = exported(lambda *a: loss(*a, options=chosen), x, weight, target)
     assert "torch_nn._linear_cross_entropy" in traced.code
+    saved = Elsewhere(tmp_path)
     for name, module in (("called", called), ("traced", traced)):
-        # Each in a process of its own: what registers the operator of one is there for the other.
-        folder = tmp_path / name
-        folder.mkdir()
-        saved = Elsewhere(folder)
         saved.add(name, wire_copy(module), (x, weight, target))
-        assert saved.differences() == {}
+    assert saved.differences() == {}
 
 
 def wire_copy(module: GraphModule) -> GraphModule:

@@ -10,12 +10,12 @@ import nursery
 import pytest
 import torch
 import torch.utils.checkpoint
-from elsewhere import unlike
 from test_pickling import Net, exported, graphs, of_dynamo
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils import _pytree as pytree
 
+from conformance.comparing import unlike
 from lazyfx.artifacts.python_files import python_file
 from lazyfx.errors import ArtifactError, UnsupportedGraphError
 from lazyfx.shared.source.assembly import GeneratedSource, generate

@@ -8,6 +8,7 @@ them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import ssl
@@ -79,7 +80,7 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
     except TimeoutError:
         return f"{address} does not answer: the host is down, or a firewall drops the packets"
     except OSError as error:
-        return f"no server answers at {address} ({error.strerror or error}); {_START}"
+        return _not_there(address, error)
     with connection:
         connection.settimeout(max(0.1, deadline - time.monotonic()))
         if tls is not None:
@@ -91,7 +92,7 @@ def diagnose(address: str, tls: Tls | None) -> str | None:
         return None
     if answer.startswith(_TLS_ALERT) or (answer == b"" and _speaks_tls(host, int(port))):
         return f"the server at {address} speaks TLS, but this client does not; {_USE_TLS}"
-    return _another_program(address) if answer else _silent(address)
+    return _another_program(address) if answer else _closed(address, host) or _silent(address)
 
 
 def is_through_a_proxy() -> bool:
@@ -115,6 +116,23 @@ def not_a_server(address: str, details: str) -> str | None:
             f"the server at {address} does not know this method: it is not a lazyfx server, or it "
             "has another version; check the address, or use the same release on both sides"
         )
+    return None
+
+
+def _not_there(address: str, error: OSError) -> str:
+    return f"no server answers at {address} ({error.strerror or error}); {_START}"
+
+
+def _closed(address: str, host: str) -> str | None:
+    """Why a connection was closed before anything came, if the server has ended meanwhile.
+
+    While the kernel takes a killed process apart, it still accepts connections.
+    """
+    try:
+        with contextlib.suppress(TimeoutError):
+            socket.create_connection((host, int(address.rpartition(":")[2])), _SECONDS).close()
+    except OSError as error:
+        return _not_there(address, error)
     return None
 
 
@@ -187,6 +205,10 @@ def _diagnose_tls(connection: socket.socket, address: str, host: str, tls: Tls) 
                 return _another_program(address)
             # A server that requires a client certificate says so after the handshake.
             secured.recv(1)
+    except ssl.SSLEOFError as error:
+        return _closed(address, host) or _no_tls(address, _reason(error))
+    except ConnectionError:
+        return _closed(address, host)
     except ssl.SSLCertVerificationError as error:
         return _refused_certificate(error, address)
     except ssl.SSLError as error:
@@ -196,16 +218,19 @@ def _diagnose_tls(connection: socket.socket, address: str, host: str, tls: Tls) 
                 f"({_reason(error)}); set one with tls=lazyfx.Tls(certificate=..., key=...) "
                 "(LAZYFX_CLIENT_CERTIFICATE, LAZYFX_CLIENT_KEY)"
             )
-        return (
-            f"the server at {address} does not speak TLS, but this client does "
-            f"({_reason(error)}); start it with --server-certificate and --server-key, or connect "
-            "without tls"
-        )
+        return _no_tls(address, _reason(error))
     except TimeoutError:
         return _silent(address)
     except (OSError, ValueError):
         return None
     return None
+
+
+def _no_tls(address: str, reason: str) -> str:
+    return (
+        f"the server at {address} does not speak TLS, but this client does ({reason}); start it "
+        "with --server-certificate and --server-key, or connect without tls"
+    )
 
 
 def _refused_certificate(error: ssl.SSLCertVerificationError, address: str) -> str:

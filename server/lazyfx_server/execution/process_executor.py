@@ -24,7 +24,8 @@ from lazyfx_server.execution.executor import (
 from lazyfx_server.execution.idle_workers import IdleWorkers
 from lazyfx_server.execution.job_calls import OnCall
 from lazyfx_server.execution.launching import ProcessSource
-from lazyfx_server.execution.worker_process import Worker, WorkerLost, WorkerSpec
+from lazyfx_server.execution.process_control import WorkerSpec
+from lazyfx_server.execution.worker_process import Worker, WorkerLost
 
 # How many workers in a row may die before one takes the job.
 _MAX_LOST = 3
@@ -142,7 +143,11 @@ class ProcessExecutor:
         try:
             await asyncio.wait({answer}, timeout=timeout)
         except asyncio.CancelledError:
-            self._background(self._let_finish(worker, answer, min(timeout, self._cancel_grace)))
+            grace = min(timeout, self._cancel_grace)
+            if grace > 0 or answer.done():
+                self._background(self._let_finish(worker, answer, grace))
+            else:  # at once: every turn of a busy event loop may take milliseconds
+                worker.kill("cancelled")
             raise
         if not answer.done():
             worker.kill("timeout")

@@ -7,19 +7,19 @@ import contextlib
 import hashlib
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from typing_extensions import Self
 
 from lazyfx_server.compiling.flights.single_flight import Flight
 from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.store import Lease, Leases, StoreError, TieredStore
+from lazyfx_server.telemetry import FleetOutcome, Stage
 
 Result = TypeVar("Result")
-Stage: TypeAlias = Literal["compile", "render"]
 
 # How often a lease is renewed while it lasts.
 _RENEWALS: Final = 3
@@ -73,9 +73,9 @@ class Shared:
         self.notes: dict[str, bytes] = {}
         self.ending: set[asyncio.Task[None]] = set()
 
-    async def publish(self) -> None:
-        """Wait until other servers can find what this one has stored so far, within seconds."""
-        await asyncio.wait({asyncio.ensure_future(self.store.flush())}, timeout=_PUBLISH_SECONDS)
+    async def publish(self, keys: Iterable[str], seconds: float) -> None:
+        """Wait for some seconds until other servers can find what is stored under these keys."""
+        await asyncio.wait({asyncio.ensure_future(self.store.flush(keys))}, timeout=seconds)
 
 
 class LoneFlight(Generic[Result]):
@@ -86,10 +86,12 @@ class LoneFlight(Generic[Result]):
 
     Attributes:
         found: The result, if another server has made it.
+        parts: Set to the store keys of what belongs to a result that is made here.
     """
 
     def __init__(self) -> None:
         self.found: Result | None = None
+        self.parts: Sequence[str] = ()
 
     async def __aenter__(self) -> Self:
         return self
@@ -123,7 +125,7 @@ class LeasedFlight(LoneFlight[Result]):
         work: Work[Result],
         flight: Flight[Any],
         patience: float,
-        record: Callable[[Work[Any], str, float | None], None],
+        record: Callable[[Work[Any], FleetOutcome | None, float | None], None],
     ) -> None:
         super().__init__()
         self._shared = shared
@@ -131,7 +133,7 @@ class LeasedFlight(LoneFlight[Result]):
         self._flight = flight
         self._patience = patience
         self._record = record
-        self._outcome = ""
+        self._outcome: FleetOutcome | None = None
         self._started = 0.0
         self._lease: Lease | None = None
         self._over = False
@@ -177,7 +179,7 @@ class LeasedFlight(LoneFlight[Result]):
             await _happens_within(self._published, self._shared.publish_seconds)
         return outrun
 
-    async def _take_turn(self) -> str:
+    async def _take_turn(self) -> FleetOutcome:
         """Wait until this server has a lease, or the result is there, or it waits no longer.
 
         Raises:
@@ -252,7 +254,7 @@ class LeasedFlight(LoneFlight[Result]):
 
     async def _ended(self, lease: Lease | None, *, publish: bool) -> None:
         if publish:
-            await self._shared.publish()
+            await self._shared.publish({self._work.place, *self.parts}, _PUBLISH_SECONDS)
             self._published.set()
         self._left.set()
         if self._watching is not None:

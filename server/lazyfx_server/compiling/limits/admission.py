@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from lazyfx_server.compiling.limits.cost_estimates import (
     NATIVE_JOBS,
@@ -23,13 +23,18 @@ from lazyfx_server.compiling.limits.fair_queue import FairQueue, Ticket
 from lazyfx_server.compiling.limits.urgency import RANK_NAMES, JointUrgency
 from lazyfx_server.errors import DeadlineTooShortError, OverloadedError, UnavailableError
 from lazyfx_server.settings.limits import CallLimits
-from lazyfx_server.telemetry import Event, JobStarted, Observer, WorkRefused
+from lazyfx_server.telemetry import (
+    Event,
+    JobStarted,
+    Observer,
+    PoolName,
+    RefusalReason,
+    WorkRefused,
+)
 
 # A job that takes at least this long leaves one worker to shorter ones.
 LONG_SECONDS: Final = 5.0
 _SHORTEST_RETRY: Final = 0.1
-
-RefusalReason: TypeAlias = Literal["queue", "deadline", "memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Pool:
         keeps_one_free: Whether long jobs leave one worker to short ones.
     """
 
-    name: str
+    name: PoolName
     unknown: Rate
     keeps_one_free: bool
 
@@ -82,6 +87,7 @@ class Admission:
         pool: The kind of workers.
         observer: Notified of jobs that start and of refusals.
         pressure: Returns why no new work is accepted at present, or None.
+        longest: The time limit of a job in seconds.
     """
 
     def __init__(
@@ -91,6 +97,8 @@ class Admission:
         pool: Pool = PASS_POOL,
         observer: Observer | None = None,
         pressure: Callable[[], UnavailableError | None] | None = None,
+        *,
+        longest: float = math.inf,
     ) -> None:
         self._slots = slots
         self._free = slots
@@ -99,7 +107,7 @@ class Admission:
         self._pool = pool
         self._observer = observer
         self._pressure = pressure
-        self._estimates = CostEstimates(pool.unknown)
+        self._estimates = CostEstimates(pool.unknown, longest)
         self._queue = FairQueue()
         self._serials = itertools.count()
         self._turns: dict[Ticket, asyncio.Future[None]] = {}
