@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed._functional_collectives as funcol
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -23,12 +24,22 @@ def break_graph(*_: object) -> None:
     torch._dynamo.graph_break()
 
 
+def exchange(_: object, __: object, y: torch.Tensor) -> torch.Tensor:
+    """Collectives inside of the graph, forward and backward, that change nothing."""
+    group = dist.group.WORLD
+    gathered = funcol.all_gather_tensor_autograd(y, 0, group)
+    return funcol.reduce_scatter_tensor_autograd(gathered, "sum", 0, group) / dist.get_world_size()
+
+
 def wrapped(net: torch.nn.Module, wrapper: str) -> torch.nn.Module:
     if wrapper == "ddp":
         return DistributedDataParallel(net)
     if wrapper == "broken":
         net.norm.register_forward_hook(break_graph)
         return DistributedDataParallel(net)
+    if wrapper == "collective":
+        net.norm.register_forward_hook(exchange)
+        return net
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     fully_shard(net.first, mesh=mesh)
     fully_shard(net, mesh=mesh)

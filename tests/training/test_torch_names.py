@@ -1,7 +1,8 @@
 """The private names of torch that the backend and native artifacts rest on have the shape we use.
 
 When one of these fails after an upgrade of torch: the files `torch_*.py` (in
-lazyfx.backend, lazyfx.shared.native and lazyfx_server.jobs.native) are where the names are used.
+lazyfx.backend, lazyfx.warming, lazyfx.shared.native and lazyfx_server.jobs.native) are where the
+names are used.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import inspect
 
 import pytest
 import torch
+from torch._dynamo.output_graph import GraphCompileReason
 from torch._inductor import codecache, cpp_builder, cpu_vec_isa
+from torch.distributed import distributed_c10d
 from torch.utils.checkpoint import checkpoint
 
 from lazyfx.backend import torch_autograd as backend_names
 from lazyfx.shared.native import torch_inductor
+from lazyfx.warming import torch_fake_groups as warming_names
 from lazyfx_server.jobs.native import torch_inductor_codegen as server_names
 
 
@@ -154,3 +158,21 @@ def test_version_counters_can_be_kept() -> None:
     with backend_names.keeping_versions([]):
         x.add_(1)
     assert x._version == 1
+
+
+def test_a_process_group_can_be_replaced_by_a_fake_one() -> None:
+    fake = torch._C._distributed_c10d.FakeProcessGroup
+    group = fake._create_internal(1, 4, fake.Options())
+    assert (group.rank(), group.size()) == (1, 4)
+    helper = inspect.getsource(distributed_c10d._new_process_group_helper)
+    assert "ProcessGroupGloo(" in helper
+    assert "isinstance(backend_class, ProcessGroupGloo)" in helper
+    assert "rendezvous(" in inspect.getsource(distributed_c10d.init_process_group)
+    assert callable(distributed_c10d._store_based_barrier)
+    assert callable(torch.distributed._register_builtin_comm_hook)
+    assert callable(torch._C._distributed_c10d.Logger.set_construction_data_and_log)
+    ddp = inspect.getsource(torch.nn.parallel.DistributedDataParallel)
+    assert "dist.Reducer(" in ddp
+    assert "dist._register_comm_hook(" in ddp
+    assert isinstance(warming_names.graph_break_reasons, list)
+    assert {"reason", "user_stack"} <= inspect.signature(GraphCompileReason).parameters.keys()

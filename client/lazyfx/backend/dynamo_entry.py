@@ -70,6 +70,8 @@ class _Graph:
     digest: str = ""
     divergence: str = ""
     kernels: KernelCounts | None = None
+    recorded: str = ""
+    compiled: bool = False
 
     def compile(self) -> Runnable:
         """Ask the server, agree with the other ranks, and fall back if necessary.
@@ -86,7 +88,7 @@ class _Graph:
             session = session_for(self.options.address)
             graph_request = make_request(self.module, self.inputs, self.options)
             if self.options.record:
-                record(graph_request, Path(self.options.record))
+                self.recorded = record(graph_request, Path(self.options.record)).name
             session.require_reachable()
             if not self.options.wait:
                 return self._deferred(session, graph_request)
@@ -97,6 +99,7 @@ class _Graph:
                 answer.enforce()
                 call, cache = answer.open(), answer.cache
                 self.kernels = answer.kernels
+                self.compiled = answer.compiled
         except Exception as problem:  # noqa: BLE001 - a job never ends because of its compiler's cache
             error = problem
         if self.options.agreement == "all":
@@ -148,6 +151,7 @@ class _Graph:
     def _deferred(self, session: Session, graph_request: GraphRequest) -> Runnable:
         def swapped(answer: GraphResult) -> None:
             self.digest, self.kernels = answer.digest, answer.kernels
+            self.compiled = answer.compiled
             self._record("remote", cache=answer.cache)
 
         def failed(error: Exception) -> None:
@@ -179,6 +183,8 @@ class _Graph:
             reason=reason,
             divergence=self.divergence,
             kernels=self.kernels,
+            compiled=self.compiled,
+            recorded=self.recorded,
         )
 
 

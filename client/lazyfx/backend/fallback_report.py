@@ -51,6 +51,8 @@ class GraphReport:
         reason: Why it is not remote; empty if it is.
         divergence: With agreement="all": the first node in which the ranks' graphs differ.
         kernels: What the server compiled; None if it had the artifact, or built none.
+        compiled: The server compiled it while this process waited.
+        recorded: With the option `record`: the name of the file that it was recorded in.
     """
 
     number: int
@@ -62,6 +64,8 @@ class GraphReport:
     reason: str
     divergence: str = ""
     kernels: KernelCounts | None = None
+    compiled: bool = False
+    recorded: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,12 +131,23 @@ class _Records:
         reason: str,
         divergence: str = "",
         kernels: KernelCounts | None = None,
+        compiled: bool = False,
+        recorded: str = "",
     ) -> None:
         with self._lock:
-            number = len(self._graphs) + 1
             self._graphs.append(
                 GraphReport(
-                    number, nodes, digest, outcome, cache, seconds, reason, divergence, kernels
+                    number=len(self._graphs) + 1,
+                    nodes=nodes,
+                    digest=digest,
+                    outcome=outcome,
+                    cache=cache,
+                    seconds=seconds,
+                    reason=reason,
+                    divergence=divergence,
+                    kernels=kernels,
+                    compiled=compiled,
+                    recorded=recorded,
                 )
             )
 

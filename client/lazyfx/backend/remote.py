@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from lazyfx.artifacts.native_loading import load
 from lazyfx.backend.dynamo_graphs import FlatGraph, flatten
 from lazyfx.backend.fallback_report import KernelCounts
+from lazyfx.backend.group_names import register_names
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
 from lazyfx.capture import remembering
@@ -66,6 +67,7 @@ class GraphResult:
         env: The ShapeEnv of the symbols in these conditions.
         fixed_inputs: Inputs whose floats must be constants before anything can be compiled.
         kernels: What the server compiled; None if it had the artifact.
+        compiled: The server reported a compile while the answer was awaited.
     """
 
     open: Callable[[], Runnable]
@@ -75,6 +77,7 @@ class GraphResult:
     env: ShapeEnv | None = None
     fixed_inputs: tuple[int, ...] = ()
     kernels: KernelCounts | None = None
+    compiled: bool = False
 
     def enforce(self) -> None:
         """Add the conditions as guards to the frame that dynamo is compiling.
@@ -123,6 +126,8 @@ def ask(
     """
     options, request = graph_request.options, graph_request.native
     if request is not None:
+        groups = remembering.encode(graph_request.graph).presentation.process_groups
+        register_names(groups, has_passes=bool(options.passes))
         session.require_trusted()
         _require_compatible(session, request)
     remote = session.client.compile(
@@ -154,6 +159,7 @@ def ask(
         env=shape_guards.shape_env(graph_request.flat.inputs),
         fixed_inputs=tuple(bundle.fixed_inputs),
         kernels=_kernels(last),
+        compiled=last.ByteSize() > 0,
     )
 
 

@@ -5,14 +5,25 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from lazyfx.cli.common_options import Address, SendValues
 from lazyfx.cli.failing import reporting_errors
 from lazyfx.shared.addresses import DEFAULT_ADDRESS
+
+if TYPE_CHECKING:
+    from lazyfx.warming.rank_script import Job
+
+
+_NO_GRAPHS: Final = (
+    "not every graph was compiled on the server; does the script call "
+    'torch.compile(model, backend="lazyfx")?'
+)
 
 
 class _Warmed(SystemExit):
@@ -37,12 +48,48 @@ def warm(
         float, typer.Option("--timeout", min=1, help="Timeout of each graph, in seconds.")
     ] = 3600.0,
     send_values: SendValues = False,
+    world_size: Annotated[
+        int,
+        typer.Option(
+            "--world-size",
+            min=0,
+            help="Run the script once as each rank of a job of so many, with process groups that "
+            "talk to nobody. 0: run it once, as it is.",
+        ),
+    ] = 0,
+    nproc_per_node: Annotated[
+        int,
+        typer.Option(
+            "--nproc-per-node",
+            min=0,
+            help="Ranks that share a node, as for torchrun. 0: all of them.",
+        ),
+    ] = 0,
+    ranks: Annotated[
+        str,
+        typer.Option(
+            "--ranks", metavar="0,1,8-15", help="Run only these of the ranks. Default: all."
+        ),
+    ] = "",
+    capture_only: Annotated[
+        bool,
+        typer.Option(
+            "--capture-only",
+            help="With --world-size: compare the graphs of the ranks, and compile nothing; needs "
+            "no server.",
+        ),
+    ] = False,
 ) -> None:
     """Compile a job's graphs on the server before the fleet starts.
 
     Arguments after the script's name are passed to the script. Run it as the fleet will: with the
     same versions, CPU, batch size and OMP_NUM_THREADS (torchrun sets it to 1). A recording can be
     sent from any machine.
+
+    With --world-size, no other process is needed: each rank of a job with gloo or NCCL runs here
+    alone, one after the other, and the report names the node and the field in which the graphs of
+    the ranks differ. Exits with status 1 if the script failed on a rank, or if a graph cannot be
+    compiled on the server.
     """
     if script.is_dir() or script.suffix == ".lazyfx":
         with reporting_errors(address):
@@ -52,7 +99,67 @@ def warm(
         raise typer.BadParameter(f"{script}: no such file", param_hint="SCRIPT")
     if send_values:
         os.environ["LAZYFX_SEND_VALUES"] = "true"
-    _warm_by_running(script, context.args, address, steps, timeout)
+    if not world_size:
+        if ranks or nproc_per_node or capture_only:
+            raise typer.BadParameter("is missing", param_hint="--world-size")
+        _warm_by_running(script, context.args, address, steps, timeout)
+        return
+    chosen = read_ranks(ranks, world_size)
+    _set_options(address, timeout)
+    from lazyfx.warming.rank_script import Job
+
+    job = Job(
+        script=script,
+        arguments=tuple(context.args),
+        world_size=world_size,
+        ranks_per_node=nproc_per_node or world_size,
+        steps=steps,
+        has_server=not capture_only,
+    )
+    _warm_ranks(job, chosen)
+
+
+def read_ranks(text: str, world_size: int) -> list[int]:
+    """Ranks such as "0,1,8-15", in order; all if the text is empty.
+
+    Raises:
+        typer.BadParameter: It is not a list of ranks of this job.
+    """
+    found: set[int] = set()
+    try:
+        for part in text.split(",") if text else ():
+            first, dash, last = part.partition("-")
+            found.update(range(int(first), int(last if dash else first) + 1))
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r}: must be ranks such as 0,1,8-15", param_hint="--ranks"
+        ) from None
+    if wrong := sorted(rank for rank in found if rank >= world_size):
+        raise typer.BadParameter(
+            f"there is no rank {wrong[0]}; the last one is {world_size - 1}", param_hint="--ranks"
+        )
+    return sorted(found) if text else [*range(world_size)]
+
+
+def _warm_ranks(job: Job, ranks: Sequence[int]) -> None:
+    # These import torch, which is slow; --help does not need it.
+    from lazyfx.warming.rank_differences import group_ranks
+    from lazyfx.warming.rank_processes import run_ranks
+    from lazyfx.warming.rank_report import write_report
+
+    with tempfile.TemporaryDirectory(prefix="lazyfx-warm-") as folder:
+        finished = []
+        for each in run_ranks(job, ranks, Path(folder)):
+            finished.append(each)
+            typer.echo(f"rank {each.run.rank}: graphs: {len(each.run.graphs)}", err=True)
+        groups = group_ranks(finished)
+        typer.echo(write_report(finished, groups))
+    runs = [each.run for each in finished]
+    if not any(run.graphs for run in runs):
+        typer.echo(_NO_GRAPHS, err=True)
+        raise typer.Exit(1)
+    if any(run.problem or any(g.outcome == "local" for g in run.graphs) for run in runs):
+        raise typer.Exit(1)
 
 
 def _warm_recorded(recording: Path, address: str, timeout: float, *, send_values: bool) -> None:
@@ -77,14 +184,7 @@ def _warm_recorded(recording: Path, address: str, timeout: float, *, send_values
 def _warm_by_running(
     script: Path, arguments: list[str], address: str, steps: int, timeout: float
 ) -> None:
-    os.environ.update(
-        {
-            "LAZYFX_ADDRESS": address,
-            "LAZYFX_TIMEOUT": str(timeout),
-            "LAZYFX_WAIT": "true",
-            "LAZYFX_PRIORITY": "prewarm",
-        }
-    )
+    _set_options(address, timeout)
     # Importing torch is slow; --help does not need it.
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -112,9 +212,17 @@ def _warm_by_running(
     report = backend_report()
     typer.echo(str(report))
     if not report.graphs or report.remote < len(report.graphs):
-        typer.echo(
-            "not every graph was compiled on the server; does the script call "
-            'torch.compile(model, backend="lazyfx")?',
-            err=True,
-        )
+        typer.echo(_NO_GRAPHS, err=True)
         raise typer.Exit(1)
+
+
+def _set_options(address: str, timeout: float) -> None:
+    """Set the backend's options for the script; its own options are stronger."""
+    os.environ.update(
+        {
+            "LAZYFX_ADDRESS": address,
+            "LAZYFX_TIMEOUT": str(timeout),
+            "LAZYFX_WAIT": "true",
+            "LAZYFX_PRIORITY": "prewarm",
+        }
+    )
