@@ -29,7 +29,7 @@ class ThreadedEngine:
 
         async def start() -> RayEngine:
             engine = RayEngine("local", "ray_jobs:open_pools", config)
-            assert await engine.start(START_SECONDS), engine.status
+            assert await engine.start(START_SECONDS), engine.cluster.status
             return engine
 
         self._importable = _importable(Path(__file__).parent / "execution")

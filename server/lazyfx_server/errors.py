@@ -1,4 +1,4 @@
-"""Why a request fails, free of gRPC; `rpc.interceptors` turns each into a status."""
+"""Why a request fails, free of gRPC; `rpc.error_statuses` turns each into a status."""
 
 from __future__ import annotations
 

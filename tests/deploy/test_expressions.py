@@ -8,9 +8,10 @@ import promql_parser
 import pytest
 from prometheus_client import CollectorRegistry
 
+from lazyfx_server.metric_labels import label_values
 from lazyfx_server.store.contract import StoreStats
 from lazyfx_server.telemetry.gauges import DeviceMemory, Gauges
-from lazyfx_server.telemetry.prometheus import PrometheusObserver
+from lazyfx_server.telemetry.prometheus import PrometheusObserver, export_levels
 
 Series = Mapping[str, frozenset[str]]
 
@@ -29,15 +30,9 @@ def exported() -> Series:
         upstream_in_use=lambda: True,
         engine=lambda: {"connected": 1, "nodes": 1, "refused": 0},
     )
-    PrometheusObserver(
-        registry,
-        ["a"],
-        artifact_kinds=["code"],
-        version="1",
-        torch_version="2",
-        python_version="3",
-        gauges=gauges,
-    )
+    given = label_values(["a"])
+    PrometheusObserver(registry, given, {"version": "1", "torch": "2", "python": "3"})
+    export_levels(registry, gauges, given)
     return {
         sample.name: frozenset(sample.labels) | SCRAPED
         for family in registry.collect()

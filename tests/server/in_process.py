@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from lazyfx_server.compiling.artifact_making import ArtifactMaker
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.catalog import Catalog
 from lazyfx_server.compiling.compile import Compiler
@@ -22,8 +23,11 @@ from lazyfx_server.compiling.limits.admission import Admission
 from lazyfx_server.compiling.limits.held_bytes import RequestMemory
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.miss_reasons import Explainer
+from lazyfx_server.compiling.module_making import ModuleMaker
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.pipelines import Pipelines
+from lazyfx_server.compiling.request import RequestReader
+from lazyfx_server.compiling.stored_artifacts import StoredArtifacts
 from lazyfx_server.compiling.tenants import Tenant, Tenants
 from lazyfx_server.errors import UnavailableError
 from lazyfx_server.execution import Executor
@@ -90,31 +94,46 @@ async def compiling_parts(
     costs = CodegenCosts()
     fleet = FleetFlights(None, None, recorder, FleetSettings())
     builder = Builder("test", version("lazyfx"), torch.__version__, platform.python_version())
+    pipelines, explainer = Pipelines(registry, NamedPipelines(registry, {})), Explainer(store)
     compiler = Compiler(
         catalog=catalog,
-        store=store,
-        jobs=jobs,
-        admission=admission,
-        pipelines=Pipelines(registry, NamedPipelines(registry, {})),
-        explainer=Explainer(store),
+        reader=RequestReader(limits, pipelines, None),
+        explainer=explainer,
+        maker=ModuleMaker(
+            catalog=catalog,
+            store=store,
+            jobs=jobs,
+            admission=admission,
+            pipelines=pipelines,
+            explainer=explainer,
+            observer=recorder,
+            limits=limits,
+            quotas=quotas,
+            costs=costs,
+        ),
         observer=recorder,
-        limits=limits,
-        quotas=quotas,
-        costs=costs,
         fleet=fleet,
     )
+    stored = StoredArtifacts(store, catalog, Signer(KeyRing(None), builder, 86_400.0))
+    native = NativeCompiles(None, lambda slots: Admission(slots, calls), recorder)
     artifacts = Artifacts(
         catalog=catalog,
-        store=store,
-        jobs=jobs,
-        admission=admission,
-        observer=recorder,
-        signer=Signer(KeyRing(None), builder, 86_400.0),
-        native=NativeCompiles(None, lambda slots: Admission(slots, calls), recorder),
-        quotas=quotas,
-        costs=costs,
+        stored=stored,
+        maker=ArtifactMaker(
+            stored=stored,
+            catalog=catalog,
+            jobs=jobs,
+            admission=admission,
+            observer=recorder,
+            native=native,
+            quotas=quotas,
+            costs=costs,
+            fleet=fleet,
+            max_source_bytes=limits.max_source_bytes,
+        ),
+        native=native,
         fleet=fleet,
-        max_source_bytes=limits.max_source_bytes,
+        observer=recorder,
     )
     try:
         decoder = Decoder(request_bounds(limits, calls, UploadLimits()), RequestMemory(calls))

@@ -19,6 +19,7 @@ from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.rpc.authentication import Authenticator
 from lazyfx_server.rpc.caller import current_caller
+from lazyfx_server.rpc.calls_in_progress import CallsInProgress
 from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.security.bearer_tokens import TokenFile, add_token
@@ -51,10 +52,9 @@ async def test_a_caller_is_identified_once_and_charged_for_what_the_call_is(tmp_
     token = add_token(tmp_path / "tokens", "alice")
     tokens = _Counting(tmp_path / "tokens")
     quotas = Quotas(QuotaLimits(quota_requests=3, quota_bytes=100))
-    interceptor = CallInterceptor(
-        Authenticator(Tenants(b"secret"), tokens), quotas, Observers(), 60.0, RefusalPacing(0)
-    )
-    interceptor.open()
+    calls = CallsInProgress(Observers(), 60.0, RefusalPacing(0))
+    interceptor = CallInterceptor(calls, Authenticator(Tenants(b"secret"), tokens), quotas)
+    calls.open()
     server = grpc.aio.server(interceptors=[interceptor])
     add_GraphCompilerServicer_to_server(_Service(), server)
     port = server.add_insecure_port("127.0.0.1:0")

@@ -15,7 +15,7 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.jobs.graph_job import run_job
 from lazyfx_server.rpc.caller import Caller, enter
-from lazyfx_server.rpc.interceptors import forget_frames
+from lazyfx_server.rpc.calls_in_progress import forget_frames
 from lazyfx_server.rpc.pacing import MAX_SECONDS, UNCOUNTED_BYTES, RefusalPacing
 from lazyfx_server.rpc.service import GraphCompilerService
 from lazyfx_server.settings.limits import CallLimits, QuotaLimits

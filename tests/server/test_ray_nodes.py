@@ -48,13 +48,14 @@ class Cluster(RayEngine):
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         super().__init__("local", "", b"")
-        self._nodes = {node.id: node for node in nodes}
+        for each in nodes:
+            self.join(each)
 
     def join(self, node: Node) -> None:
-        self._nodes[node.id] = node
+        self.cluster.add(node)
 
     def leave(self, name: str) -> None:
-        del self._nodes[name]
+        self.cluster.remove(name, name, "it left", refused=False)
 
 
 OLD, NEW = target("avx2", "avx2"), target("avx512", "avx2", "avx512f")

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from lazyfx_server import telemetry
-from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, kind_name
+from lazyfx_server.metric_labels import label_values
 from lazyfx_server.telemetry import (
     ArtifactServed,
     CompileFinished,
@@ -43,10 +43,11 @@ from lazyfx_server.telemetry import (
     WorkerRestarted,
     WorkRefused,
 )
-from lazyfx_server.telemetry.prometheus import PrometheusObserver, exposition
+from lazyfx_server.telemetry.prometheus import PrometheusObserver, export_levels, exposition
 
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 PASSES = ("constant_fold", "dead_code_elimination")
+VERSIONS = {"version": "0.1.0", "torch": "2.13.0", "python": "3.11.7"}
 Sample = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -102,27 +103,21 @@ EVENTS: list[Event] = [
 
 
 def observer(registry: CollectorRegistry, gauges: Gauges | None = None) -> PrometheusObserver:
-    return PrometheusObserver(
-        registry,
-        PASSES,
-        artifact_kinds=map(kind_name, ARTIFACT_KINDS),
-        version="0.1.0",
-        torch_version="2.13.0",
-        python_version="3.11.7",
-        gauges=gauges
-        or Gauges(
-            store=lambda: {"memory": Levels(), "disk": Levels(bytes=4000)},
-            stores_in_use=lambda: {"redis": True, "s3": False},
-            engine=lambda: {"connected": 1, "nodes": 2, "refused": 1},
-            in_flight=lambda: {"compile": 2},
-            backlog=lambda: {"pass": 1.5, "native": 60.0},
-            memory_used=lambda: 0.25,
-            refusing=lambda: True,
-            workers=lambda: 4,
-            upstream_in_use=lambda: True,
-            devices=lambda: [DeviceMemory("cuda:0", 80_000, 60_000)],
-        ),
+    given = label_values(PASSES)
+    gauges = gauges or Gauges(
+        store=lambda: {"memory": Levels(), "disk": Levels(bytes=4000)},
+        stores_in_use=lambda: {"redis": True, "s3": False},
+        engine=lambda: {"connected": 1, "nodes": 2, "refused": 1},
+        in_flight=lambda: {"compile": 2},
+        backlog=lambda: {"pass": 1.5, "native": 60.0},
+        memory_used=lambda: 0.25,
+        refusing=lambda: True,
+        workers=lambda: 4,
+        upstream_in_use=lambda: True,
+        devices=lambda: [DeviceMemory("cuda:0", 80_000, 60_000)],
     )
+    export_levels(registry, gauges, given)
+    return PrometheusObserver(registry, given, VERSIONS)
 
 
 def samples(registry: CollectorRegistry) -> dict[Sample, float]:
@@ -228,8 +223,7 @@ def test_levels_are_read_at_each_scrape(registry: CollectorRegistry) -> None:
 
 def test_build_info(registry: CollectorRegistry) -> None:
     observer(registry)
-    versions = {"version": "0.1.0", "torch": "2.13.0", "python": "3.11.7"}
-    assert value(samples(registry), "lazyfx_build_info", **versions) == 1
+    assert value(samples(registry), "lazyfx_build_info", **VERSIONS) == 1
 
 
 def test_every_series_is_there_before_anything_happens(registry: CollectorRegistry) -> None:
@@ -245,7 +239,7 @@ def test_labels_are_bounded(registry: CollectorRegistry) -> None:
     watching = observer(registry)
     before = set(samples(registry))
     for number in range(50):
-        wild = f"wild-{number}"
+        wild: Any = f"wild-{number}"
         for event in (
             LookupMade(wild, wild),
             LookupMade("miss", wild),

@@ -20,7 +20,7 @@ from lazyfx_server.v1.worker_pb2 import GraphHistory, GraphHistoryEntry
 
 Reason: TypeAlias = "pb.MissReason.ValueType"
 
-_TEXTS: dict[int, str] = {
+_TEXTS: dict[Reason, str] = {
     pb.MISS_REASON_NEW_GRAPH: "nothing has been compiled from this graph yet",
     pb.MISS_REASON_NEW_PIPELINE: "the graph is known, but this pipeline is new for it: {pipeline}",
     pb.MISS_REASON_NEW_VALUES: "graph and pipeline are known, but the tensor values are new",
@@ -29,6 +29,10 @@ _TEXTS: dict[int, str] = {
     pb.MISS_REASON_CORRUPT: "the stored result was corrupt and has been quarantined",
     pb.MISS_REASON_SKIPPED: "the request skipped the lookup",
 }
+REASON_NAMES: Final = tuple(
+    pb.MissReason.Name(reason).removeprefix("MISS_REASON_").lower() for reason in _TEXTS
+)
+"""The reasons that there are, by their names in metrics."""
 
 # Maximum compiles in the history of a graph; the oldest are dropped.
 _HISTORY_LENGTH = 256

@@ -26,7 +26,7 @@ from lazyfx_server.errors import (
     InvalidRequestError,
     RequestError,
 )
-from lazyfx_server.telemetry import NativeCompiled, Observer
+from lazyfx_server.telemetry import NativeCompiled, NativeResult, Observer
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ class NativeCompiles:
         target = self._target_for(request)
         jobs, queue = self._builders.jobs_for(target), self._queues.of(target)
         job = worker.NativeJob(kind=request.kind, graph=graph, request=request.native, place=place)
-        ended = "failed"
+        ended: NativeResult = "failed"
         try:
             async with queue.slot(queued_job):
                 started = time.monotonic()

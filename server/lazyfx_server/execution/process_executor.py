@@ -24,7 +24,8 @@ from lazyfx_server.execution.executor import (
 from lazyfx_server.execution.idle_workers import IdleWorkers
 from lazyfx_server.execution.job_calls import OnCall
 from lazyfx_server.execution.launching import ProcessSource
-from lazyfx_server.execution.worker_process import Worker, WorkerLost, WorkerSpec
+from lazyfx_server.execution.process_control import WorkerSpec
+from lazyfx_server.execution.worker_process import Worker, WorkerLost
 
 # How many workers in a row may die before one takes the job.
 _MAX_LOST = 3

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
-import resource
 import signal
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Final, cast
 
-from lazyfx_server.execution.answering import CallBounds, CallResponder
+from lazyfx_server.execution.answering import CallResponder
 from lazyfx_server.execution.executor import (
     JobBytes,
-    JobFunction,
     NoWorker,
     RestartReason,
     ResultTooLarge,
@@ -30,7 +25,7 @@ from lazyfx_server.execution.executor import (
 from lazyfx_server.execution.frames import HEADER, SMALL, Kind, unpack_error
 from lazyfx_server.execution.job_calls import OnCall
 from lazyfx_server.execution.launching import ProcessSource
-from lazyfx_server.execution.worker_loop import serve
+from lazyfx_server.execution.process_control import WorkerSpec, bound_cpu, ending, spawn
 
 _EXIT_SECONDS: Final = 2.0
 """How long a retiring worker may take for its clean-up."""
@@ -41,27 +36,6 @@ _REAP_INTERVAL: Final = 0.005
 
 class WorkerLost(NoWorker):
     """The worker died before it took the job, so another one may run it."""
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """How to start a worker process.
-
-    Attributes:
-        function: What runs a job; importable.
-        initializer: Called once in the worker before its first job; importable.
-        max_result_bytes: Largest result that the worker sends.
-        start_timeout: Seconds until a new worker must be ready.
-        cpu_seconds: CPU seconds that one job may use; None for no bound.
-        calls: Bounds on the calls that a job makes.
-    """
-
-    function: JobFunction
-    initializer: Callable[[], None] | None
-    max_result_bytes: int
-    start_timeout: float
-    cpu_seconds: float | None = None
-    calls: CallBounds = field(default_factory=CallBounds)
 
 
 class Worker(asyncio.Protocol):
@@ -125,7 +99,7 @@ class Worker(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair()
         try:
-            process = await loop.run_in_executor(spawner, _spawn, processes, theirs, spec)
+            process = await loop.run_in_executor(spawner, spawn, processes, theirs, spec)
         except (OSError, EOFError) as error:
             ours.close()
             raise WorkerCrashed(f"a worker could not be started: {error!r}") from error
@@ -177,7 +151,7 @@ class Worker(asyncio.Protocol):
             answer.set_exception(WorkerLost("the worker had ended"))
             return answer
         if self._spec.cpu_seconds is not None:
-            _bound_cpu(self.pid, self._spec.cpu_seconds)
+            bound_cpu(self.pid, self._spec.cpu_seconds)
         self._calls.begin(on_call)
         answer.add_done_callback(lambda _: self._calls.end())
         self._write(Kind.JOB, *parts_of(job))
@@ -300,10 +274,10 @@ class Worker(asyncio.Protocol):
             # can be read; or another thread of this process is reading it right now.
             self._loop.call_later(_REAP_INTERVAL, self._settle)
             return
-        ending = _ending(exitcode)
+        how = ending(exitcode)
         self._process = None  # close its pipes now, not at the next garbage collection
         if not self.ready.done():
-            self.ready.set_exception(WorkerCrashed(f"a new worker {ending}"))
+            self.ready.set_exception(WorkerCrashed(f"a new worker {how}"))
             self.ready.exception()  # mark it as retrieved: the starter may have gone away
         answer, self._answer = self._answer, None
         if answer is not None and not answer.done() and exitcode == -signal.SIGXCPU:
@@ -311,7 +285,7 @@ class Worker(asyncio.Protocol):
             answer.set_exception(WorkerOutOfCpu(self._spec.cpu_seconds or 0.0))
         if answer is not None and not answer.done():
             crash = WorkerCrashed if self._started else WorkerLost
-            answer.set_exception(crash(f"the worker {ending} while it had the job"))
+            answer.set_exception(crash(f"the worker {how} while it had the job"))
         self.gone.set_result(None)
         self._on_gone(self)
 
@@ -324,34 +298,3 @@ class Worker(asyncio.Protocol):
             # No such group: all are dead, or the new process has not created it yet.
             if self._process is not None and not self._exited:
                 self._process.kill()
-
-
-def _spawn(processes: ProcessSource, connection: socket.socket, spec: WorkerSpec) -> BaseProcess:
-    arguments = (connection, spec.function, spec.initializer, spec.max_result_bytes)
-    with connection:
-        return processes.spawn(serve, arguments)
-
-
-def _bound_cpu(pid: int, seconds: float) -> None:
-    """Let a process use this many more CPU seconds; then the kernel kills it.
-
-    Set from outside, so that whatever a job runs cannot change it.
-    """
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
-        used = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        bound = math.ceil(used + seconds)
-        resource.prlimit(pid, resource.RLIMIT_CPU, (bound, resource.RLIM_INFINITY))
-    except (OSError, ValueError):
-        return  # it has just exited, which is detected elsewhere; or this is not Linux
-
-
-def _ending(exitcode: int | None) -> str:
-    if exitcode is None or exitcode == 255:  # 255: the fork server does not know
-        return "ended"
-    if exitcode >= 0:
-        return f"exited with status {exitcode}"
-    try:
-        return f"was killed by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"was killed by signal {-exitcode}"

@@ -12,6 +12,7 @@ from grpc_health.v1._async import HealthServicer
 from grpc_reflection.v1alpha import reflection
 
 from lazyfx.v1.compiler_pb2_grpc import add_GraphCompilerServicer_to_server
+from lazyfx_server.rpc.calls_in_progress import CallsInProgress
 from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.service import GraphCompilerService
 from lazyfx_server.rpc.tcp_connections import drop_connections, refuse_connections
@@ -39,7 +40,8 @@ class GrpcServer:
 
     Args:
         service: The lazyfx service.
-        interceptor: Refuses calls before `open` and after `refuse_calls`.
+        interceptor: Intercepts them.
+        calls: Refused before `open` and after `refuse_calls`.
         max_message_bytes: Maximum size of a request.
         max_streams: Maximum concurrent calls per connection.
         max_metadata_bytes: Maximum size of a call's metadata.
@@ -53,6 +55,7 @@ class GrpcServer:
         self,
         service: GraphCompilerService,
         interceptor: CallInterceptor,
+        calls: CallsInProgress,
         *,
         max_message_bytes: int,
         max_streams: int,
@@ -61,7 +64,7 @@ class GrpcServer:
     ) -> None:
         self.port = 0
         self._started = False
-        self._interceptor = interceptor
+        self._calls = calls
         self._health = HealthServicer()
         self._server = grpc.aio.server(
             interceptors=[interceptor],
@@ -104,13 +107,13 @@ class GrpcServer:
 
     async def open(self) -> None:
         """Admit calls."""
-        self._interceptor.open()
+        self._calls.open()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     async def refuse_calls(self) -> None:
         """Refuse new calls; running ones continue."""
         await self._health.enter_graceful_shutdown()
-        self._interceptor.close()
+        self._calls.close()
 
     async def stop(self) -> None:
         """Close the connections, and cancel calls that are still running."""

@@ -31,8 +31,8 @@ from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.rpc.authentication import Identification
 from lazyfx_server.rpc.call_log import log_failure
 from lazyfx_server.rpc.caller import Caller, caller_name, current_caller
+from lazyfx_server.rpc.calls_in_progress import Context, forget_frames
 from lazyfx_server.rpc.error_statuses import CODE_NAMES, status_of
-from lazyfx_server.rpc.interceptors import Context, forget_frames
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.request_decoding import Decoder, request_id
 from lazyfx_server.security import allowed

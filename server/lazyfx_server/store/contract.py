@@ -10,6 +10,8 @@ from typing import Final, Literal, Protocol, runtime_checkable
 _KEY: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}/[0-9a-f]{64}")
 
 Operation = Literal["get", "put", "contains", "delete"]
+RemoteTierName = Literal["redis", "s3"]
+TierName = Literal["memory", "disk", RemoteTierName]
 
 
 class StoreError(Exception):

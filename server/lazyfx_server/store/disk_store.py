@@ -25,7 +25,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
-from lazyfx_server.store.contract import StoreError, StoreStats, checked_key
+from lazyfx_server.store.contract import (
+    StoreError,
+    StoreStats,
+    TierName,
+    checked_key,
+)
 from lazyfx_server.store.disk_usage import SharedUsage, UseClock
 from lazyfx_server.store.safe_folder import Folder
 
@@ -77,7 +82,7 @@ class DiskStore:
         )
 
     @property
-    def name(self) -> str:
+    def name(self) -> TierName:
         """The tier's name."""
         return "disk"
 

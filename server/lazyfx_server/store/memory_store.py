@@ -7,7 +7,11 @@ from typing import Final
 
 from cachetools import LRUCache
 
-from lazyfx_server.store.contract import StoreStats, checked_key
+from lazyfx_server.store.contract import (
+    StoreStats,
+    TierName,
+    checked_key,
+)
 
 ENTRY_OVERHEAD: Final = 256
 """Overhead of an entry in bytes: the key, the bytes object, the table slot."""
@@ -27,7 +31,7 @@ class MemoryStore:
         self._max_entry_bytes = limit_bytes if max_entry_bytes is None else max_entry_bytes
 
     @property
-    def name(self) -> str:
+    def name(self) -> TierName:
         """The tier's name."""
         return "memory"
 

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 
 from lazyfx_server.store.contract import (
     Reading,
+    RemoteTierName,
     StoreError,
     StoreStats,
     UnreachableError,
@@ -85,7 +86,7 @@ class RedisStore:
         self._release = self._redis.register_script(_RELEASE)
 
     @property
-    def name(self) -> str:
+    def name(self) -> RemoteTierName:
         """The tier's name."""
         return "redis"
 

@@ -23,6 +23,7 @@ from obstore.store import S3Store as Bucket
 from lazyfx_server.store.contract import (
     MissingStoreError,
     Reading,
+    RemoteTierName,
     StoreError,
     StoreStats,
     UnreachableError,
@@ -95,7 +96,7 @@ class S3Store:
             raise ValueError(f"cannot be used: {error}") from error
 
     @property
-    def name(self) -> str:
+    def name(self) -> RemoteTierName:
         """The tier's name."""
         return "s3"
 

@@ -1,33 +1,41 @@
 """Events, observers, and the exporters at the edge.
 
-The exporters are imported from their own files (`prometheus`, `http`), so that
+The exporters are imported from their own places (`prometheus`, `http`), so that
 packages that only emit events load nothing more.
 """
 
 from lazyfx_server.telemetry.deferring import DeferredObserver
 from lazyfx_server.telemetry.events import (
+    Abandonment,
     ArtifactServed,
     CompileFinished,
     EntryCorrupt,
     Event,
     FleetFlightEnded,
+    FleetOutcome,
     FlightAbandoned,
     GraphRefused,
     JobRetried,
     JobStarted,
     LookupMade,
     NativeCompiled,
+    NativeResult,
     Observer,
     Observers,
     OverheadSpent,
     PassFinished,
+    PoolName,
     RecompilesPerformed,
+    RefusalReason,
     RequestHandled,
     Reused,
     SourceRefused,
+    Stage,
     StoreFailed,
     StoreSkipped,
     UpstreamAsked,
+    UpstreamOutcome,
+    UpstreamQuestion,
     UpstreamTransferred,
     WorkerRestarted,
     WorkRefused,
@@ -35,6 +43,7 @@ from lazyfx_server.telemetry.events import (
 from lazyfx_server.telemetry.gauges import DeviceMemory, Gauges
 
 __all__ = [
+    "Abandonment",
     "ArtifactServed",
     "CompileFinished",
     "DeferredObserver",
@@ -42,6 +51,7 @@ __all__ = [
     "EntryCorrupt",
     "Event",
     "FleetFlightEnded",
+    "FleetOutcome",
     "FlightAbandoned",
     "Gauges",
     "GraphRefused",
@@ -49,17 +59,23 @@ __all__ = [
     "JobStarted",
     "LookupMade",
     "NativeCompiled",
+    "NativeResult",
     "Observer",
     "Observers",
     "OverheadSpent",
     "PassFinished",
+    "PoolName",
     "RecompilesPerformed",
+    "RefusalReason",
     "RequestHandled",
     "Reused",
     "SourceRefused",
+    "Stage",
     "StoreFailed",
     "StoreSkipped",
     "UpstreamAsked",
+    "UpstreamOutcome",
+    "UpstreamQuestion",
     "UpstreamTransferred",
     "WorkRefused",
     "WorkerRestarted",

@@ -6,7 +6,14 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from lazyfx_server.telemetry.events import Event, LookupMade, Observer, OverheadSpent, Reused
+from lazyfx_server.telemetry.events import (
+    Event,
+    LookupMade,
+    LookupResult,
+    Observer,
+    OverheadSpent,
+    Reused,
+)
 
 _SECONDS: Final = 0.02
 """How long an event waits: long enough for the hits of a busy server to be counted together."""
@@ -46,7 +53,7 @@ class DeferredObserver:
 
 def _merged(events: Iterable[Event]) -> Iterator[Event]:
     """The same events, with those that only add to the same sums merged at their first place."""
-    lookups: dict[tuple[str, str, str], int] = {}
+    lookups: dict[tuple[LookupResult, str, str], int] = {}
     reused: dict[str, float] = {}
     overhead: dict[tuple[str, str], float] = {}
     others: list[Event] = []

@@ -1,20 +1,18 @@
-"""The values of metric labels. Anything else is counted as "other"."""
+"""The values of metric labels. Anything else is counted as "other".
+
+Those of events are listed by the types of the events' fields. Those that packages define which
+telemetry does not import come from where the server is put together, as `DefinedElsewhere`.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, get_args
+
+from lazyfx_server.telemetry import events
 
 OTHER: Final = "other"
-METHODS: Final = (
-    "Compile",
-    "CompileBatch",
-    "GetArtifact",
-    "FindMissingBlobs",
-    "UploadBlobs",
-    "ListPasses",
-    "GetServerInfo",
-    "GetStats",
-)
 CODES: Final = (
     "OK",
     "CANCELLED",
@@ -28,44 +26,47 @@ CODES: Final = (
     "UNAVAILABLE",
     "UNAUTHENTICATED",
 )
-MISS_REASONS: Final = (
-    "new_graph",
-    "new_pipeline",
-    "new_values",
-    "evicted",
-    "corrupt",
-    "skipped",
-    "new_environment",
-)
-TRIGGERS: Final = (
-    "code",
-    "pickle",
-    "package",
-    "call",
-    "torchscript",
-    "exported_program",
-    "eager",
-)
-SANDBOX_LAYERS: Final = ("privileges", "limits", "landlock", "seccomp")
-RESTART_REASONS: Final = ("crash", "timeout", "recycled", "cancelled")
 JOBS: Final = ("compile", "render", "native", "check")
-POOLS: Final = ("pass", "native")
-PRIORITIES: Final = ("interactive", "batch", "prewarm")
-REFUSAL_REASONS: Final = ("queue", "deadline", "memory")
-STAGES: Final = ("compile", "render")
-FLEET_OUTCOMES: Final = ("led", "joined", "taken_over", "hedged", "unleased", "outrun")
-TIERS: Final = ("memory", "disk", "redis", "s3")
-REMOTE_TIERS: Final = ("redis", "s3")
-STORE_OPERATIONS: Final = ("get", "put", "contains", "delete")
+SOURCE_JOBS: Final = ("compile", "render", "native", "build")
 OVERHEAD_STAGES: Final = ("codec", "key", "queue")
-UPSTREAM_OUTCOMES: Final = (
-    "answered",
-    "refused",
-    "left",
-    "values",
-    "unreachable",
-    "denied",
-    "incompatible",
-    "failed",
-    "invalid",
-)
+LOOKUP_RESULTS: Final[Sequence[str]] = get_args(events.LookupResult)
+ARTIFACT_SOURCES: Final[Sequence[str]] = get_args(events.ArtifactSource)
+NATIVE_RESULTS: Final[Sequence[str]] = get_args(events.NativeResult)
+POOLS: Final[Sequence[events.PoolName]] = get_args(events.PoolName)
+REFUSAL_REASONS: Final[Sequence[str]] = get_args(events.RefusalReason)
+STAGES: Final[Sequence[str]] = get_args(events.Stage)
+ABANDONMENTS: Final[Sequence[str]] = get_args(events.Abandonment)
+FLEET_OUTCOMES: Final[Sequence[str]] = get_args(events.FleetOutcome)
+UPSTREAM_QUESTIONS: Final[Sequence[str]] = get_args(events.UpstreamQuestion)
+UPSTREAM_OUTCOMES: Final[Sequence[str]] = get_args(events.UpstreamOutcome)
+
+
+@dataclass(frozen=True)
+class DefinedElsewhere:
+    """The values of labels that other packages define.
+
+    Attributes:
+        passes: The names of the passes of this server.
+        artifact_kinds: Its kinds of artifacts.
+        methods: The methods of the service.
+        priorities: The priorities of requests.
+        miss_reasons: Why a lookup may miss.
+        triggers: What may need generated code.
+        sandbox_layers: The layers of a worker's sandbox.
+        restart_reasons: Why workers are replaced.
+        tiers: The tiers of a store.
+        remote_tiers: Those of them that are on other machines.
+        store_operations: What a store is asked for.
+    """
+
+    passes: Sequence[str]
+    artifact_kinds: Sequence[str]
+    methods: Sequence[str]
+    priorities: Sequence[str]
+    miss_reasons: Sequence[str]
+    triggers: Sequence[str]
+    sandbox_layers: Sequence[str]
+    restart_reasons: Sequence[str]
+    tiers: Sequence[str]
+    remote_tiers: Sequence[str]
+    store_operations: Sequence[str]

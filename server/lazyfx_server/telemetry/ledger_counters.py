@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lazyfx_server.telemetry import counting
-from lazyfx_server.telemetry.labels import MISS_REASONS, OVERHEAD_STAGES, TRIGGERS
+from lazyfx_server.telemetry.labels import LOOKUP_RESULTS, OVERHEAD_STAGES, DefinedElsewhere
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,13 @@ class LedgerCounter:
         return key[1:] if self.labels else ()
 
 
-def ledger_counters(passes: Sequence[str]) -> list[LedgerCounter]:
-    """The counters, for a server that runs these passes."""
+def ledger_counters(passes: Sequence[str], given: DefinedElsewhere) -> list[LedgerCounter]:
+    """The counters of a server.
+
+    Args:
+        passes: The values of the label "pass".
+        given: Values of labels that other packages define.
+    """
     saved = "Estimated seconds of code generation saved by laziness"
     by_pass = {"pass": passes}
     return [
@@ -46,7 +51,7 @@ def ledger_counters(passes: Sequence[str]) -> list[LedgerCounter]:
             counting.PERFORMED,
             "recompiles_performed",
             "Generations of Python code",
-            {**by_pass, "trigger": TRIGGERS},
+            {**by_pass, "trigger": given.triggers},
         ),
         LedgerCounter(
             counting.SAVED,
@@ -79,7 +84,9 @@ def ledger_counters(passes: Sequence[str]) -> list[LedgerCounter]:
             counting.LOOKUPS,
             "lookups",
             "Compile requests by result",
-            {"result": ("hit", "miss", "joined")},
+            {"result": LOOKUP_RESULTS},
         ),
-        LedgerCounter(counting.MISSES, "misses", "Misses by reason", {"reason": MISS_REASONS}),
+        LedgerCounter(
+            counting.MISSES, "misses", "Misses by reason", {"reason": given.miss_reasons}
+        ),
     ]

@@ -63,7 +63,7 @@ def common_sandbox(descriptions: Sequence[pb.SandboxStatus]) -> pb.SandboxStatus
 
 def pass_sandbox(engine: RayEngine) -> pb.SandboxStatus:
     """How the workers that run passes are confined, on the node that confines them least."""
-    return common_sandbox([described(node.description).sandbox for node in engine.nodes])
+    return common_sandbox([described(node.description).sandbox for node in engine.cluster.nodes])
 
 
 class RayBuilders:
@@ -93,7 +93,7 @@ class RayBuilders:
     def targets(self) -> Sequence[pb.NativeTarget]:
         """See `NativeBuilders.targets`: those of present nodes first, the most capable of them."""
         present = set()
-        for node in self._engine.nodes:
+        for node in self._engine.cluster.nodes:
             description = described(node.description)
             if description.HasField("native"):
                 name = description.native.SerializeToString(deterministic=True)
@@ -109,16 +109,16 @@ class RayBuilders:
     @property
     def sandbox(self) -> pb.SandboxStatus:
         """See `NativeBuilders.sandbox`."""
-        found = [described(node.description) for node in self._engine.nodes]
+        found = [described(node.description) for node in self._engine.cluster.nodes]
         return common_sandbox([each.native_sandbox for each in found if each.HasField("native")])
 
     @property
     def why_none(self) -> str:
         """See `NativeBuilders.why_none`: the reason of a node, or of the cluster."""
-        for node in self._engine.nodes:
+        for node in self._engine.cluster.nodes:
             if problem := described(node.description).native_problem:
                 return f"node {node.host}: {problem}"
-        return self._engine.status.problem or "no node has registered yet"
+        return self._engine.cluster.status.problem or "no node has registered yet"
 
     async def start(self) -> None:
         """See `NativeBuilders.start`: nodes come when they come."""
@@ -147,7 +147,7 @@ class RayBuilders:
             del self._asking[place]
 
     async def _found(self, place: bytes) -> pb.ArtifactProgress:
-        for node in [node for node in self._engine.nodes if node.busy.get(NATIVE)]:
+        for node in [node for node in self._engine.cluster.nodes if node.busy.get(NATIVE)]:
             try:
                 answer = await self._engine.ask(node, place)
                 found = pb.ArtifactProgress.FromString(answer[:_MAX_PROGRESS_BYTES])

@@ -17,7 +17,7 @@ from lazyfx_server.compiling.flights.leased_flight import LeasedFlight, LoneFlig
 from lazyfx_server.compiling.flights.single_flight import Flight
 from lazyfx_server.compiling.limits.cost_estimates import PASS_JOBS, CostEstimates
 from lazyfx_server.store import Leases, TieredStore
-from lazyfx_server.telemetry import FleetFlightEnded, Observer
+from lazyfx_server.telemetry import FleetFlightEnded, FleetOutcome, Observer
 
 Result = TypeVar("Result")
 
@@ -89,8 +89,8 @@ class FleetFlights:
         if self._shared is not None and self._shared.ending:
             await asyncio.wait(self._shared.ending)
 
-    def _record(self, work: Work[Any], outcome: str, seconds: float | None) -> None:
+    def _record(self, work: Work[Any], outcome: FleetOutcome | None, seconds: float | None) -> None:
         if seconds is not None:
             self._estimates.record(work.job, seconds)
-        if outcome:
+        if outcome is not None:
             self._observer.observe(FleetFlightEnded(work.stage, outcome))

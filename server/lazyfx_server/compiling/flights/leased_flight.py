@@ -10,16 +10,16 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from typing_extensions import Self
 
 from lazyfx_server.compiling.flights.single_flight import Flight
 from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.store import Lease, Leases, StoreError, TieredStore
+from lazyfx_server.telemetry import FleetOutcome, Stage
 
 Result = TypeVar("Result")
-Stage: TypeAlias = Literal["compile", "render"]
 
 # How often a lease is renewed while it lasts.
 _RENEWALS: Final = 3
@@ -123,7 +123,7 @@ class LeasedFlight(LoneFlight[Result]):
         work: Work[Result],
         flight: Flight[Any],
         patience: float,
-        record: Callable[[Work[Any], str, float | None], None],
+        record: Callable[[Work[Any], FleetOutcome | None, float | None], None],
     ) -> None:
         super().__init__()
         self._shared = shared
@@ -131,7 +131,7 @@ class LeasedFlight(LoneFlight[Result]):
         self._flight = flight
         self._patience = patience
         self._record = record
-        self._outcome = ""
+        self._outcome: FleetOutcome | None = None
         self._started = 0.0
         self._lease: Lease | None = None
         self._over = False
@@ -177,7 +177,7 @@ class LeasedFlight(LoneFlight[Result]):
             await _happens_within(self._published, self._shared.publish_seconds)
         return outrun
 
-    async def _take_turn(self) -> str:
+    async def _take_turn(self) -> FleetOutcome:
         """Wait until this server has a lease, or the result is there, or it waits no longer.
 
         Raises:

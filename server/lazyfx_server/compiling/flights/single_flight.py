@@ -11,9 +11,10 @@ import math
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Final, Generic, TypeVar
 
 from lazyfx_server.compiling.limits.urgency import JointUrgency, Urgency
+from lazyfx_server.telemetry import Abandonment
 
 Result = TypeVar("Result")
 
@@ -22,9 +23,6 @@ STOP_SECONDS: Final = 0.05
 within 0.1 s after the last caller has left, which includes the time until the server notices."""
 
 _NO_HURRY: Final = Urgency()
-
-Outcome: TypeAlias = Literal["dropped", "stopped", "continued"]
-"""What happens to an abandoned flight: it had not begun, it is stopped, or it continues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +119,7 @@ class SingleFlight(Generic[Result]):
         on_abandoned: Called with the outcome of each flight whose last waiter has left.
     """
 
-    def __init__(self, on_abandoned: Callable[[Outcome], None]) -> None:
+    def __init__(self, on_abandoned: Callable[[Abandonment], None]) -> None:
         self._on_abandoned = on_abandoned
         self._flights: dict[bytes, Flight[Result]] = {}
         # Cancelled but not yet finished: these must not be joined.

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 from cachetools import LRUCache
 from google.protobuf.message import DecodeError as ProtobufError
@@ -22,7 +22,6 @@ from lazyfx_server.compiling.forwarding.downloading import BOUNDS, Downloads, On
 from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.forwarding.uploading_blobs import Buffer, ReadBlob, upload_missing
 from lazyfx_server.compiling.forwarding.upstream_calls import (
-    Outcome,
     UpstreamCalls,
     UpstreamFailureError,
 )
@@ -32,7 +31,7 @@ from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.request import ResolvedRequest
 from lazyfx_server.errors import OverloadedError, RequestError, UnavailableError
 from lazyfx_server.settings.limits import PassLimits
-from lazyfx_server.telemetry import Observer, UpstreamAsked
+from lazyfx_server.telemetry import Observer, UpstreamAsked, UpstreamOutcome, UpstreamQuestion
 from lazyfx_server.telemetry.outages import Outages
 from lazyfx_server.telemetry.plain_text import escaped
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -45,7 +44,6 @@ _MAX_FOREIGN: Final = 1024
 # Kinds of machine for which an upstream builds native artifacts.
 _MAX_TARGETS: Final = 64
 
-What = Literal["compile", "artifact"]
 T = TypeVar("T")
 
 
@@ -189,7 +187,7 @@ class Forwarding:
         await self._describe()
         return await self._downloads.artifact(request, pipeline, on_progress)
 
-    async def _ask(self, what: What, work: Coroutine[Any, Any, T]) -> T | None:
+    async def _ask(self, what: UpstreamQuestion, work: Coroutine[Any, Any, T]) -> T | None:
         """What the upstream answers; None if it cannot serve this, which is counted and logged."""
         if not self._link.in_use:
             work.close()
@@ -208,10 +206,10 @@ class Forwarding:
         return answer
 
     @contextmanager
-    def _counted(self, what: What) -> Iterator[Any]:
-        outcome: list[Outcome] = ["left"]
+    def _counted(self, what: UpstreamQuestion) -> Iterator[Any]:
+        outcome: list[UpstreamOutcome] = ["left"]
 
-        def ended(how: Outcome) -> None:
+        def ended(how: UpstreamOutcome) -> None:
             outcome[0] = how
 
         try:

@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
 from lazyfx.errors import TimedOutError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-
-Outcome: TypeAlias = Literal[
-    "answered",
-    "refused",
-    "left",
-    "values",
-    "unreachable",
-    "denied",
-    "incompatible",
-    "failed",
-    "invalid",
-]
-"""How asking the upstream ended: it answered; it refused, and the caller is told; the caller left;
-it lacks values, for which the caller is asked; or it could not serve, for this reason, and the work
-is done here."""
+from lazyfx_server.telemetry import UpstreamOutcome
 
 
 class UpstreamFailureError(Exception):
@@ -33,7 +19,7 @@ class UpstreamFailureError(Exception):
         pause: Seconds for which it need not be asked again, whatever its health; 0 to go on.
     """
 
-    def __init__(self, reason: str, outcome: Outcome, pause: float = 0.0) -> None:
+    def __init__(self, reason: str, outcome: UpstreamOutcome, pause: float = 0.0) -> None:
         super().__init__(reason)
         self.outcome = outcome
         self.pause = pause

@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeAlias
+from typing import Final
 
 from lazyfx_server.compiling.limits.cost_estimates import (
     NATIVE_JOBS,
@@ -23,13 +23,18 @@ from lazyfx_server.compiling.limits.fair_queue import FairQueue, Ticket
 from lazyfx_server.compiling.limits.urgency import RANK_NAMES, JointUrgency
 from lazyfx_server.errors import DeadlineTooShortError, OverloadedError, UnavailableError
 from lazyfx_server.settings.limits import CallLimits
-from lazyfx_server.telemetry import Event, JobStarted, Observer, WorkRefused
+from lazyfx_server.telemetry import (
+    Event,
+    JobStarted,
+    Observer,
+    PoolName,
+    RefusalReason,
+    WorkRefused,
+)
 
 # A job that takes at least this long leaves one worker to shorter ones.
 LONG_SECONDS: Final = 5.0
 _SHORTEST_RETRY: Final = 0.1
-
-RefusalReason: TypeAlias = Literal["queue", "deadline", "memory"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +47,7 @@ class Pool:
         keeps_one_free: Whether long jobs leave one worker to short ones.
     """
 
-    name: str
+    name: PoolName
     unknown: Rate
     keeps_one_free: bool
 

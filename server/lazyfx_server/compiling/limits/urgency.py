@@ -11,13 +11,13 @@ from typing import Final
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.errors import InvalidRequestError
 
+# The numbers are in the order of urgency.
 _RANKS: Final[Mapping[int, int]] = {
-    pb.PRIORITY_UNSPECIFIED: 1,
-    pb.PRIORITY_INTERACTIVE: 1,
-    pb.PRIORITY_BATCH: 2,
-    pb.PRIORITY_PREWARM: 3,
+    number: number or pb.PRIORITY_INTERACTIVE for number in pb.Priority.values()
 }
-RANK_NAMES: Final = {1: "interactive", 2: "batch", 3: "prewarm"}
+RANK_NAMES: Final[Mapping[int, str]] = {
+    number: name.removeprefix("PRIORITY_").lower() for name, number in pb.Priority.items() if number
+}
 """Names of priorities by rank; a lower rank goes first."""
 
 

@@ -7,7 +7,8 @@ driver when the head node has been gone for a minute, and that must not be the s
 numbers and JSON pass through Ray, never pickled objects of lazyfx.
 """
 
-from lazyfx_server.execution.ray_engine.engine import EngineStatus, Node, RayEngine
+from lazyfx_server.execution.ray_engine.cluster_state import EngineStatus, Node
+from lazyfx_server.execution.ray_engine.engine import RayEngine
 from lazyfx_server.execution.ray_engine.node_host import NodePools, NodeRefused
 from lazyfx_server.execution.ray_engine.ray_executor import RayExecutor
 

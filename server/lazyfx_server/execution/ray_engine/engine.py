@@ -1,4 +1,4 @@
-"""The server's side of a Ray cluster: the bridge process, and the nodes that it reports."""
+"""The server's side of a Ray cluster: the bridge process, and the jobs that it has."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,6 +13,7 @@ from lazyfx_server.execution.executor import ExecutionError, JobBytes, NoWorker,
 from lazyfx_server.execution.job_calls import CallRefused, OnCall
 from lazyfx_server.execution.ray_engine.bridge_child import BridgeChild
 from lazyfx_server.execution.ray_engine.bridge_frames import Frame, read_frame, write_frame
+from lazyfx_server.execution.ray_engine.cluster_state import ClusterState, Node
 from lazyfx_server.execution.ray_engine.outcomes import unpack_outcome
 
 _log = logging.getLogger(__name__)
@@ -24,51 +24,6 @@ _PULSE_SECONDS: Final = 20.0
 """How long it may be silent after that."""
 _ASK_SECONDS: Final = 12.0
 _RETRY_SECONDS: Final = (1.0, 30.0)
-_MAX_REASON: Final = 300
-
-
-@dataclass
-class Node:
-    """A node that runs jobs.
-
-    Attributes:
-        id: Ray's id of it.
-        host: Its host name.
-        slots: Jobs that it runs at a time, by pool.
-        description: What its `NodePools.start` returned.
-        busy: Jobs that it runs now, by pool.
-    """
-
-    id: str
-    host: str
-    slots: Mapping[str, int]
-    description: bytes
-    busy: dict[str, int] = field(default_factory=dict)
-
-    def free(self, pool: str) -> int:
-        """Jobs that it could begin now."""
-        return self.slots.get(pool, 0) - self.busy.get(pool, 0)
-
-
-@dataclass(frozen=True)
-class EngineStatus:
-    """The state of the engine.
-
-    Attributes:
-        connected: Whether the head node answers.
-        nodes: Number of nodes that run jobs.
-        refused: Number of nodes that must not.
-        problem: Why no jobs can run; empty if they can.
-    """
-
-    connected: bool
-    nodes: int
-    refused: int
-    problem: str
-
-    def levels(self) -> dict[str, int]:
-        """The numbers among them, by name."""
-        return {"connected": self.connected, "nodes": self.nodes, "refused": self.refused}
 
 
 @dataclass
@@ -87,55 +42,29 @@ class RayEngine:
         address: "local" to start one on this machine, or ray://HOST:PORT.
         opener: What makes the executors of a node, "module:function"; see `NodeHost`.
         config: The settings that it is called with.
+
+    Attributes:
+        cluster: What is known of it.
     """
 
     def __init__(self, address: str, opener: str, config: bytes) -> None:
+        self.cluster = ClusterState(address)
         self._address = address
         self._opener = opener
         self._config = config
-        self._listeners: list[Callable[[], None]] = []
-        self._nodes: dict[str, Node] = {}
-        self._refused: dict[str, str] = {}
-        self._connected = False
-        self._problem = "not connected yet"
-        self._changed = asyncio.Condition()
         self._numbers = itertools.count(1)
         self._jobs: dict[int, _Job] = {}
         self._questions: dict[int, asyncio.Future[bytes]] = {}
         self._writer: asyncio.StreamWriter | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._keeping: asyncio.Task[None] | None = None
-
-    @property
-    def nodes(self) -> list[Node]:
-        """The nodes that run jobs."""
-        return list(self._nodes.values())
-
-    @property
-    def status(self) -> EngineStatus:
-        """The state now."""
-        problem = self._problem
-        if self._connected and not self._nodes:
-            problem = "the cluster has no node with the resource lazyfx that can be used"
-            if self._refused:
-                problem += f": {next(iter(self._refused.values()))}"
-        return EngineStatus(self._connected, len(self._nodes), len(self._refused), problem)
-
-    def listen(self, on_change: Callable[[], None]) -> None:
-        """Have this called when a node has come or gone."""
-        self._listeners.append(on_change)
 
     async def start(self, seconds: float) -> bool:
         """Connect, and wait for the first node; returns whether there is one in time."""
         self._keeping = asyncio.ensure_future(self._keep())
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self.wait_until(lambda: bool(self._nodes)), seconds)
-        return bool(self._nodes)
-
-    async def wait_until(self, true: Callable[[], bool]) -> None:
-        """Wait until something holds that depends on nodes and their jobs."""
-        async with self._changed:
-            await self._changed.wait_for(true)
+            found = self.cluster.wait_until(lambda: bool(self.cluster.nodes))
+            await asyncio.wait_for(found, seconds)
+        return bool(self.cluster.nodes)
 
     async def run(
         self, node: Node, pool: str, job: JobBytes, timeout: float, owner: str | None,
@@ -146,7 +75,7 @@ class RayEngine:
         Raises:
             ExecutionError: As `Executor.run`.
         """
-        if self._writer is None or self._nodes.get(node.id) is not node:
+        if self._writer is None or not self.cluster.has(node):
             raise NoWorker("the node has left")
         number = next(self._numbers)
         ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -182,15 +111,6 @@ class RayEngine:
         finally:
             del self._questions[number]
 
-    def take(self, node: Node, pool: str) -> None:
-        """Hold a slot of a node."""
-        node.busy[pool] = node.busy.get(pool, 0) + 1
-
-    def give_back(self, node: Node, pool: str) -> None:
-        """Give a slot back."""
-        node.busy[pool] -= 1
-        self._notify()
-
     async def close(self) -> None:
         """Disconnect, which ends the processes on the nodes. May be called twice."""
         if self._keeping is not None:
@@ -208,7 +128,7 @@ class RayEngine:
                 reason = f"the bridge to Ray cannot be started: {error}"
             except (ValueError, KeyError) as error:
                 reason = f"the bridge to Ray sent a malformed frame: {error}"
-            if self._connected:
+            if self.cluster.connected:
                 delay = _RETRY_SECONDS[0]
             self._lost(reason)
             await asyncio.sleep(delay)
@@ -245,26 +165,18 @@ class RayEngine:
                 return str(frame.facts["reason"])
             if frame.kind == "pulse":
                 last_pulse, seconds = loop.time(), _PULSE_SECONDS
-                self._pulse()
+                self.cluster.connect()
             else:
                 self._handle(frame)
-
-    def _pulse(self) -> None:
-        if not self._connected:
-            self._connected, self._problem = True, ""
-            _log.info("connected to Ray at %s", self._address)
-            self._notify()
 
     def _handle(self, frame: Frame) -> None:
         facts = frame.facts
         if frame.kind == "node_up":
             node = Node(facts["node"], facts["host"], facts["slots"], frame.body)
-            self._nodes[node.id] = node
-            self._nodes_changed()
-            _log.info("node %s runs jobs: %s", node.host, dict(node.slots))
-            self._notify()
+            self.cluster.add(node)
         elif frame.kind == "node_down":
-            self._down(facts)
+            reason, refused = str(facts["reason"]), bool(facts["refused"])
+            self.cluster.remove(facts["node"], facts["host"], reason, refused=refused)
         elif frame.kind == "call":
             self._call(facts["number"], facts["call"], frame.body)
         elif frame.kind == "ended":
@@ -277,15 +189,6 @@ class RayEngine:
                 error = facts["error"]
                 outcome = None if error is None else {"kind": "no_worker", "message": error}
                 _settle(question, frame.body, outcome)
-
-    def _down(self, facts: Mapping[str, Any]) -> None:
-        self._nodes.pop(facts["node"], None)
-        self._nodes_changed()
-        reason = f"node {facts['host']}: {str(facts['reason'])[:_MAX_REASON]}"
-        if facts["refused"]:
-            self._refused[facts["node"]] = reason
-        _log.warning("no jobs run on %s", reason)
-        self._notify()
 
     def _call(self, number: int, call: int, question: bytes) -> None:
         job = self._jobs.get(number)
@@ -310,43 +213,15 @@ class RayEngine:
 
     def _lost(self, reason: str) -> None:
         """The cluster is gone, and all that runs there."""
-        if self._connected or reason != self._problem:
-            _log.warning("Ray at %s cannot be used: %s", self._address, reason[:_MAX_REASON])
-        self._connected, self._problem = False, reason[:_MAX_REASON]
-        self._nodes.clear()
-        self._refused.clear()
-        self._nodes_changed()
-        error: ExecutionError = NoWorker(f"the connection to Ray is lost: {self._problem}")
+        reason = self.cluster.lose(reason)
+        error: ExecutionError = NoWorker(f"the connection to Ray is lost: {reason}")
         for waiting in (*(job.ended for job in self._jobs.values()), *self._questions.values()):
             if not waiting.done():
                 waiting.set_exception(error)
-        self._notify()
-
-    def _nodes_changed(self) -> None:
-        for on_change in self._listeners:
-            on_change()
 
     def _send(self, kind: str, body: Any = b"", **facts: Any) -> None:
         if self._writer is not None and not self._writer.is_closing():
             write_frame(self._writer, kind, body, **facts)
-
-    def wake(self) -> None:
-        """Have those who wait for a node or a slot look again."""
-        self._notify()
-
-    def _notify(self) -> None:
-        """Wake whoever waits for a node or a slot."""
-
-        async def notify() -> None:
-            async with self._changed:
-                self._changed.notify_all()
-
-        self._background(notify())
-
-    def _background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def _settle(waiting: asyncio.Future[bytes], body: bytes, outcome: dict[str, Any] | None) -> None:

@@ -14,7 +14,8 @@ from lazyfx_server.execution.executor import (
     WorkerTimedOut,
 )
 from lazyfx_server.execution.job_calls import OnCall
-from lazyfx_server.execution.ray_engine.engine import Node, RayEngine
+from lazyfx_server.execution.ray_engine.cluster_state import Node
+from lazyfx_server.execution.ray_engine.engine import RayEngine
 
 # A node may have to start a worker first, and bytes have to travel; then it bounds the job itself.
 _SLACK_SECONDS: Final = 150.0
@@ -105,7 +106,7 @@ class RayExecutor:
                 running.cancel()
             elif not running.cancelled():
                 running.exception()  # mark it as retrieved: the caller may have gone away
-            self._engine.give_back(node, self._pool)
+            self._engine.cluster.give_back(node, self._pool)
 
     async def _take(self) -> Node:
         """A slot of the node that has the most; waits for one, unless no node fits.
@@ -122,9 +123,9 @@ class RayExecutor:
                 raise NoWorker(self._why_none())
             node = max(candidates, key=lambda node: node.free(self._pool))
             if node.free(self._pool) > 0:
-                self._engine.take(node, self._pool)
+                self._engine.cluster.take(node, self._pool)
                 return node
-            await self._engine.wait_until(self._is_decided)
+            await self._engine.cluster.wait_until(self._is_decided)
 
     def _is_decided(self) -> bool:
         candidates = self._candidates()
@@ -137,14 +138,14 @@ class RayExecutor:
     def _candidates(self) -> list[Node]:
         return [
             node
-            for node in self._engine.nodes
+            for node in self._engine.cluster.nodes
             if node.slots.get(self._pool) and self._fits(node.description)
         ]
 
     def _why_none(self) -> str:
-        return self._engine.status.problem or "no node of the Ray cluster can run this job"
+        return self._engine.cluster.status.problem or "no node of the Ray cluster can run this job"
 
     async def close(self) -> None:
         """Refuse jobs from now on, and stop those that run."""
         self._closed.set()
-        self._engine.wake()
+        self._engine.cluster.wake()
