@@ -14,14 +14,17 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import nursery
+import redis
 from prometheus_client.parser import text_string_to_metric_families
 
 _READY = re.compile(r"serving on (\S+), metrics on (\S+)")
 _START_SECONDS: Final = 120.0
 _SAMPLE_SECONDS: Final = 0.2
+# Room for the store of a run; it is filled on purpose.
+_FILE_SYSTEM_BYTES: Final = 256 << 20
 
 
 class Redis:
@@ -50,6 +53,10 @@ class Redis:
                 return
             time.sleep(0.05)
         raise RuntimeError("Redis did not start")
+
+    def client(self) -> Any:
+        """A client of it that is none of the fleet's."""
+        return redis.Redis(port=self.port)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -179,6 +186,8 @@ class Cluster:
         on_redis: The replicas whose store is Redis; they have folders of their own, as on two
             machines.
         replicas: All of them.
+        no_file_system: Why the store of `on_disk` has no small file system of its own; empty if it
+            has.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -191,10 +200,12 @@ class Cluster:
         self.on_redis = [Replica(name, folder, *store) for name in ("b", "c")]
         self.linked = self.on_redis[0]
         self.replicas = [self.on_disk, *self.on_redis]
+        self.no_file_system = "it is not started yet"
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Cluster]:
         """Start everything; end everything that is left afterwards."""
+        self.no_file_system = _mount(self.on_disk.folder)
         try:
             self.redis.start()
             for replica in self.replicas:
@@ -209,6 +220,8 @@ class Cluster:
             for pid in self.survivors():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
+            if not self.no_file_system:
+                subprocess.run(["umount", "--lazy", self.on_disk.folder], check=True)
 
     def survivors(self) -> list[int]:
         """Processes that replicas have started and that still run."""
@@ -223,6 +236,17 @@ class Cluster:
                     parents = [child for parent in parents for child in children(parent)]
                     for pid in parents:
                         self._processes.setdefault(pid, _born(pid))
+
+
+def _mount(folder: Path) -> str:
+    """Mount a small file system; returns why that is not possible."""
+    if os.geteuid():
+        return "only root may"
+    folder.mkdir(mode=0o700)
+    options = f"size={_FILE_SYSTEM_BYTES},mode=0700"
+    command = ["mount", "-t", "tmpfs", "-o", options, "lazyfx-chaos", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 else done.stderr.strip() or "mount failed"
 
 
 def _born(pid: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -129,6 +130,40 @@ def damage_files(scene: Scene) -> str:
     return f"a bit flipped in {len(chosen)} of {len(files)} files of {replica.name}"
 
 
+def fill_file_system(scene: Scene) -> str:
+    """Fill the file system of a store, which other programs may do as well."""
+    replica = scene.cluster.on_disk
+    if scene.cluster.no_file_system:
+        return (
+            f"skipped, because no small file system can be mounted: {scene.cluster.no_file_system}"
+        )
+    filler, size = replica.folder / "filler", 0
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        for piece in (1 << 20, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    size += file.write(bytes(piece))
+    time.sleep(scene.seconds)
+    filler.unlink()
+    return (
+        f"file system of {replica.name} full for {scene.seconds:g} s, with {size} bytes of another"
+    )
+
+
+def damage_redis(scene: Scene) -> str:
+    """Flip a bit in values in Redis while replicas read and write them."""
+    client = scene.cluster.redis.client()
+    try:
+        names = sorted(client.scan_iter("lazyfx:*", count=1000))
+        chosen = scene.dice.sample(names, min(len(names), 25))
+        for name in chosen:
+            draws = [scene.dice.randrange(2**31), 1 << scene.dice.randrange(8)]
+            client.eval(_FLIP, 1, name, *draws)
+    finally:
+        client.close()
+    return f"a bit flipped in {len(chosen)} of {len(names)} values in Redis"
+
+
 def cut_link(scene: Scene) -> str:
     """Break all connections to a replica."""
     scene.link.cut()
@@ -154,7 +189,17 @@ def drain(scene: Scene) -> str:
     return f"{replica.name} drained and started again"
 
 
+# In one step, so that no value is made where one has just left. The time to live stays.
+_FLIP = """
+local size = redis.call('strlen', KEYS[1])
+if size == 0 then return 0 end
+local at = ARGV[1] % size
+local byte = string.byte(redis.call('getrange', KEYS[1], at, at))
+redis.call('setrange', KEYS[1], at, string.char(bit.bxor(byte, ARGV[2])))
+return 1
+"""
+
 FAULTS: tuple[Fault, ...] = (
     kill_worker, kill_fork_server, kill_server, kill_redis, freeze_server, freeze_redis,
-    fill_disk, damage_files, cut_link, swallow_packets, drain,
+    fill_disk, fill_file_system, damage_files, damage_redis, cut_link, swallow_packets, drain,
 )  # fmt: skip

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,10 +189,15 @@ def s3_variables(server: Server) -> dict[str, str]:
 
 
 def _make_bucket(port: int) -> None:
+    s3_client(port).create_bucket(Bucket="shared")
+
+
+def s3_client(port: int) -> Any:
+    """Speaks to an S3 server as whoever can write to it."""
     import boto3
     from botocore.config import Config
 
-    s3 = boto3.client(
+    return boto3.client(
         "s3",
         endpoint_url=f"http://127.0.0.1:{port}",
         aws_access_key_id=S3_ENVIRONMENT["AWS_ACCESS_KEY_ID"],
@@ -199,4 +205,3 @@ def _make_bucket(port: int) -> None:
         region_name=S3_ENVIRONMENT["AWS_REGION"],
         config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5),
     )
-    s3.create_bucket(Bucket="shared")

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from lazyfx.async_module import AsyncRemoteModule
 from lazyfx.calls.async_driver import AsyncDriver
 from lazyfx.calls.many_compiles import ManyCompiles
+from lazyfx.calls.replicas import HedgeAfter
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
 from lazyfx.capture.priorities import Priority
@@ -41,8 +42,8 @@ class AsyncClient:
             graph go to the same replica, from all clients; "in_order": to the first that answers,
             e.g. a server on this node before a central one (LAZYFX_BALANCE).
         hedge_after: Seconds after which a second replica is asked too, if the first has not
-            answered a compile that only names its graph; the first answer counts. None for never
-            (LAZYFX_HEDGE_AFTER).
+            answered a compile that only names its graph; the first answer counts. "auto" for
+            the 95th percentile of recent answers, None for never (LAZYFX_HEDGE_AFTER).
         priority: How urgent the requests are, among all of this caller: "interactive", "batch" or
             "prewarm". Hits never wait.
 
@@ -63,7 +64,7 @@ class AsyncClient:
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
         balance: str | None = None,
-        hedge_after: float | None = None,
+        hedge_after: HedgeAfter | None = None,
         priority: Priority = "interactive",
     ) -> None:
         self._flows = ClientFlows(
@@ -238,7 +239,7 @@ def connect_async(
     verify_keys: Sequence[str] | str | None = None,
     answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     balance: str | None = None,
-    hedge_after: float | None = None,
+    hedge_after: HedgeAfter | None = None,
     priority: Priority = "interactive",
 ) -> AsyncClient:
     """Connect to a server, for use in the running event loop.

@@ -12,6 +12,7 @@ from typing_extensions import Self
 from lazyfx.blocking_module import RemoteModule
 from lazyfx.calls.blocking_driver import BlockingDriver
 from lazyfx.calls.many_compiles import ManyCompiles
+from lazyfx.calls.replicas import HedgeAfter
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
 from lazyfx.capture.priorities import Priority
@@ -54,7 +55,7 @@ class Client:
         verify_keys: Sequence[str] | str | None = None,
         answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
         balance: str | None = None,
-        hedge_after: float | None = None,
+        hedge_after: HedgeAfter | None = None,
         priority: Priority = "interactive",
     ) -> None:
         self._flows = ClientFlows(
@@ -183,7 +184,7 @@ def connect(
     verify_keys: Sequence[str] | str | None = None,
     answer_bounds: AnswerBounds = DEFAULT_BOUNDS,
     balance: str | None = None,
-    hedge_after: float | None = None,
+    hedge_after: HedgeAfter | None = None,
     priority: Priority = "interactive",
 ) -> Client:
     """Connect to a server. Nothing is sent before the first call.

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 from lazyfx.answers.refusals import Refusals
 from lazyfx.calls.conversation import CompileCaller
 from lazyfx.calls.many_compiles import ManyCompiles
-from lazyfx.calls.replicas import Balance, Replicas, checked_balance
+from lazyfx.calls.replicas import Balance, HedgeAfter, Replicas, checked_balance
 from lazyfx.calls.service_calls import ServiceCalls
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
@@ -64,7 +64,7 @@ class ClientFlows:
         verify_keys: Sequence[str] | str | None,
         answer_bounds: AnswerBounds,
         balance: str | None,
-        hedge_after: float | None,
+        hedge_after: HedgeAfter | None,
         priority: Priority,
     ) -> None:
         warn_of_misspelled()
@@ -211,13 +211,17 @@ def _balance(given: str | None) -> Balance:
     return "round_robin"
 
 
-def _hedge_after(given: float | str | None) -> float | None:
+def _hedge_after(given: float | str | None) -> HedgeAfter | None:
     field = "hedge_after"
     if given is None:
         given, field = os.environ.get(_HEDGE_VARIABLE), _HEDGE_VARIABLE
     if given is None or given == "":
         return None
+    if given == "auto":
+        return "auto"
     with contextlib.suppress(TypeError, ValueError):
         if 0 < (seconds := float(given)) < float("inf"):
             return seconds
-    raise LazyfxError(f"{field} must be a number of seconds greater than 0, not {shown(given)}")
+    raise LazyfxError(
+        f'{field} must be a number of seconds greater than 0, or "auto", not {shown(given)}'
+    )

@@ -61,9 +61,15 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Wait for the response of a call that `Start` started; the result is its bytes, if any."""
+    """Wait for the response of a call that `Start` started; the result is its bytes, if any.
+
+    Attributes:
+        call: The call.
+        place: Where it went.
+    """
 
     call: Call
+    place: Place = ONLY_PLACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +102,15 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Next:
-    """Wait for the next response of a stream; the result is its bytes, or None at the end."""
+    """Wait for the next response of a stream; the result is its bytes, or None at the end.
+
+    Attributes:
+        call: The call.
+        place: Where it went.
+    """
 
     call: Call
+    place: Place = ONLY_PLACE
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,10 +158,12 @@ class AwaitConnection:
     Attributes:
         seconds: How long to wait.
         place: The replica.
+        must_answer: Wait for the answer to a health check, or until that fails.
     """
 
     seconds: float
     place: Place = ONLY_PLACE
+    must_answer: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseError, SerializeToJsonError
@@ -226,6 +227,7 @@ def cache_of(message: pb.CacheResult) -> Cache:
     )
 
 
+@lru_cache(maxsize=64)
 def enum_name(enum: Any, number: int, prefix: str) -> str:
     """The name of an enum value; "UNKNOWN" for a value of a newer server."""
     found = enum.DESCRIPTOR.values_by_number.get(number)

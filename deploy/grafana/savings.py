@@ -224,6 +224,8 @@ UPSTREAM_ROW = (
         "In use",
         COUNT,
         Query(gauge("lazyfx_upstream_in_use"), "servers that ask their upstream"),
+        Query(f"sum(1 - {selected('lazyfx_upstream_in_use')})", "servers whose upstream is away"),
+        explanation="Away, or it refuses them: they do the work themselves.",
     ),
 )
 
@@ -293,7 +295,7 @@ WORKERS_ROW = (
         "Work shared by servers",
         PER_SECOND,
         Query(rate("lazyfx_fleet_flights_total", by="outcome"), "{{outcome}}"),
-        explanation="Results that servers on one Redis needed. Joined: another server made it.",
+        explanation="Results that servers on one store needed. Joined: another server made it.",
     ),
     curves(
         "Versions",

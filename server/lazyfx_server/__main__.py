@@ -83,7 +83,7 @@ def _main(arguments: Sequence[str]) -> None:
         settings.logs.log_format,
     )  # fmt: skip
     forkserver = ForkServer(start.preload, start.without_gpus)
-    if settings.workers.ray_address is None:
+    if settings.workers.ray_address is None or settings.workers.executor_fallback:
         forkserver.start()
     from lazyfx_server.app import App
     from lazyfx_server.lifecycle import stop_signals, when_free

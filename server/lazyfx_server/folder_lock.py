@@ -70,10 +70,15 @@ def _open_locked(folder: Path, operation: int, wait_seconds: float) -> int:
     """The open lock file of a folder, locked.
 
     Raises:
-        FolderInUseError: Another server has it.
+        FolderInUseError: Another server has it, or something else stands in its place.
         OSError: It cannot be opened or locked.
     """
     path = folder / _NAME
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise FolderInUseError(
+            "the lock of this folder is a link or not a regular file, so it cannot be told "
+            f"whether another server uses the folder; remove it: {path}"
+        )
     while True:
         file = open_plain(path, os.O_RDWR | os.O_CREAT)
         try:

@@ -24,6 +24,7 @@ from lazyfx_server.settings.service_settings import CallerSettings
 from lazyfx_server.settings.upstream_settings import SYSTEM
 from lazyfx_server.store.opening_shared import SharedStoreError, open_remote
 from lazyfx_server.upstream.own_token import read_token
+from lazyfx_server.upstream.upstream_tls import check_pair
 
 
 class SetupError(Exception):
@@ -84,6 +85,17 @@ def _check_upstream(settings: Settings) -> None:
         except (OSError, ValueError) as error:
             raise SetupError(
                 f"--upstream-ca {ca}: contains no PEM certificates: {_reason(error)}"
+            ) from error
+    certificate, key = settings.upstream.upstream_certificate, settings.upstream.upstream_key
+    if certificate is not None and key is not None:
+        _check_file("--upstream-certificate", certificate)
+        _check_file("--upstream-key", key)
+        try:
+            check_pair(certificate, key)
+        except OSError as error:
+            raise SetupError(
+                f"--upstream-certificate {certificate} --upstream-key {key}: not a PEM certificate "
+                f"chain and its private key: {_reason(error)}"
             ) from error
     if token is not None:
         try:

@@ -6,8 +6,9 @@ import socket
 import struct
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -48,11 +49,11 @@ class Named:
         return handle
 
 
-def _answer(query: bytes) -> bytes:
-    """The answer of a name server: every name has both addresses."""
+def _answer(query: bytes, addresses: Sequence[str]) -> bytes:
+    """The answer of a name server: every name has these addresses."""
     end = query.index(b"\0", 12) + 5
     question, kind = query[12:end], struct.unpack(">H", query[end - 4 : end - 2])[0]
-    hosts = HOSTS if kind == 1 else ()
+    hosts = addresses if kind == 1 else ()
     records = [
         b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 1, 4) + socket.inet_aton(host) for host in hosts
     ]
@@ -60,13 +61,21 @@ def _answer(query: bytes) -> bytes:
     return header + question + b"".join(records)
 
 
+@dataclass
+class NameServer:
+    """Gives every name the same addresses, which may change."""
+
+    port: int
+    hosts: Sequence[str] = HOSTS
+
+
 @pytest.fixture
-def name_server() -> Iterator[int]:
-    """The port of a name server."""
+def name_server() -> Iterator[NameServer]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.settimeout(0.2)
         ending = threading.Event()
+        names = NameServer(listener.getsockname()[1])
 
         def serve() -> None:
             while not ending.is_set():
@@ -74,11 +83,11 @@ def name_server() -> Iterator[int]:
                     query, client = listener.recvfrom(512)
                 except TimeoutError:
                     continue
-                listener.sendto(_answer(query), client)
+                listener.sendto(_answer(query, names.hosts), client)
 
         thread = threading.Thread(target=serve)
         thread.start()
-        yield listener.getsockname()[1]
+        yield names
         ending.set()
         thread.join()
 
@@ -93,9 +102,9 @@ def servers() -> Iterator[list[Named]]:
 
 
 def test_a_key_selects_one_server_and_one_that_drains_gets_no_calls(
-    name_server: int, servers: list[Named]
+    name_server: NameServer, servers: list[Named]
 ) -> None:
-    address = f"dns://127.0.0.1:{name_server}/lazyfx.test:{servers[0].port}"
+    address = f"dns://127.0.0.1:{name_server.port}/lazyfx.test:{servers[0].port}"
     with open_blocking_channel(address, None, is_replica=True) as channel:
         method = methods_of(channel)["ListPasses"]
 
@@ -116,3 +125,25 @@ def test_a_key_selects_one_server_and_one_that_drains_gets_no_calls(
         wait_until(
             lambda: {key: called(key) for key in places} == places, "each key has its server again"
         )
+
+
+def test_a_name_whose_addresses_have_changed_is_resolved_again_soon(
+    name_server: NameServer, servers: list[Named]
+) -> None:
+    """As when all pods of a service are replaced; gRPC's default is to wait for 30 s."""
+    port = servers[0].port
+    address = f"dns://127.0.0.1:{name_server.port}/lazyfx.test:{port}"
+    with open_blocking_channel(address, None, is_replica=True) as channel:
+        method = methods_of(channel)["ListPasses"]
+
+        def called() -> str:
+            data = method(b"", timeout=15, metadata=((REPLICA_KEY, "x"),), wait_for_ready=True)
+            return str(pb.ListPassesResponse.FromString(data).passes[0].name)
+
+        assert called() in HOSTS
+        other = Named("127.0.0.3", port)
+        name_server.hosts = ["127.0.0.3"]
+        for old in servers:
+            old.server.stop(None).wait()
+        assert called() == "127.0.0.3"
+        other.server.stop(None).wait()

@@ -6,12 +6,14 @@ The replicas share their signing key and no store.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import operator
 import os
 import signal
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,17 @@ import pytest
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from harness import DCE, connected, graph_of, wait_until
+from harness import DCE, connected, graph_of, paused_workers, wait_until
 from servers import RunningServer
 from torch import nn
 from torch.fx import Graph, GraphModule
 from typer.testing import CliRunner
 
 import lazyfx
+from lazyfx.calls import channel, conversation, watching
+from lazyfx.calls.channel import _OF_REPLICAS
+from lazyfx.calls.replicas import HedgeDelay
+from lazyfx.calls.watching import CHECK_SECONDS, QUIET_SECONDS
 from lazyfx.cli.application import app
 from lazyfx.errors import (
     LazyfxError,
@@ -37,6 +43,7 @@ from lazyfx.trust.known_servers import known_keys
 from lazyfx.v1 import compiler_pb2 as pb
 
 X = torch.ones(2)
+numbers = itertools.count(20_000)
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +198,77 @@ def test_a_replica_that_ends_costs_no_error(
     assert not wrong
 
 
+@contextlib.contextmanager
+def frozen(server: RunningServer) -> Iterator[None]:
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+@pytest.fixture
+def no_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gRPC itself notices no silent server within the timeout of a call."""
+    later = tuple((k, 600_000 if k == "grpc.keepalive_time_ms" else v) for k, v in _OF_REPLICAS)
+    monkeypatch.setattr(channel, "_OF_REPLICAS", later)
+
+
+@pytest.mark.usefixtures("no_pings")
+def test_a_frozen_replica_costs_a_miss_no_more_than_a_health_check(
+    replicas: list[RunningServer],
+) -> None:
+    pair = replicas[:2]
+    with lazyfx.connect(joined(pair), timeout=60) as client:
+        known = [client.compile(graph_of(i + 600), [DCE]) for i in range(4)]
+        with frozen(pair[0]):
+            for i in range(4):
+                assert client.compile(graph_of(i + 610), [DCE]).cache.status == "miss"
+            for i, remote in enumerate(known):
+                assert torch.equal(remote(X), X * 2 * (i + 600))
+        before = compiles(pair)
+        before = compiles(pair)
+
+        def used_again() -> bool:
+            client.compile(graph_of(next(numbers)), [DCE])
+            return compiles(pair)[0] > before[0]
+
+        wait_until(used_again, "the replica that answers again has its turn")
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_pings")
+async def test_the_asynchronous_client_leaves_a_frozen_replica_too(
+    replicas: list[RunningServer],
+) -> None:
+    pair = replicas[:2]
+    async with lazyfx.connect_async(joined(pair), timeout=60) as client:
+        await asyncio.gather(*(client.compile(graph_of(i + 620), [DCE]) for i in range(4)))
+        with frozen(pair[0]):
+            asked = (client.compile(graph_of(i + 630), [DCE]) for i in range(6))
+            found = await asyncio.gather(*asked)
+            assert [remote.cache.status for remote in found] == ["miss"] * 6
+
+
+@pytest.mark.long
+async def test_a_server_that_takes_no_more_calls_of_a_client_is_not_taken_for_frozen(
+    launch: Any, replicas: list[RunningServer], signing_key: Path, tmp_path: Path
+) -> None:
+    # Two: the watch over its health, and a call.
+    flags = ("--workers", "1", "--signing-key", str(signing_key), "--max-streams", "2")
+    busy = launch(*flags, store=tmp_path)
+    addresses = f"{busy.address},{replicas[2].address}"
+    async with lazyfx.connect_async(addresses, timeout=60, balance="in_order") as client:
+        await client.compile(graph_of(next(numbers)), [DCE])
+        before = compiles([busy])
+        with paused_workers(busy.pid):
+            asked = asyncio.ensure_future(client.compile(graph_of(next(numbers)), [DCE]))
+            # Longer than the checks take, each of which waits for the end of this call.
+            await asyncio.wait({asked}, timeout=QUIET_SECONDS + CHECK_SECONDS + 2)
+        await asked
+    assert difference(compiles([busy]), before) == [1]
+
+
 def test_a_frozen_replica_costs_a_hit_the_time_of_the_hedge(
     replicas: list[RunningServer],
 ) -> None:
@@ -198,25 +276,50 @@ def test_a_frozen_replica_costs_a_hit_the_time_of_the_hedge(
     with lazyfx.connect(joined(pair), hedge_after=0.05, timeout=20) as client:
         for _ in range(4):
             client.compile(graph, [DCE])
-        os.kill(pair[0].pid, signal.SIGSTOP)
-        try:
+        with frozen(pair[0]):
             found = [client.compile(graph, [DCE]).cache.status for _ in range(6)]
-        finally:
-            os.kill(pair[0].pid, signal.SIGCONT)
     assert found == ["hit"] * 6
+
+
+@pytest.mark.usefixtures("no_pings")
+def test_a_frozen_replica_costs_a_large_miss_the_time_of_the_hedge_and_a_moment(
+    replicas: list[RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "QUIET_SECONDS", 600.0)
+    monkeypatch.setattr(conversation, "INLINE_BYTES", 0)  # as with a large graph
+    pair = replicas[:2]
+    with lazyfx.connect(joined(pair), hedge_after=0.05, timeout=60) as client:
+        for i in range(4):
+            client.compile(graph_of(i + 640), [DCE])
+        with frozen(pair[0]):
+            for i in range(2):
+                assert client.compile(graph_of(i + 650), [DCE]).cache.status == "miss"
+
+
+def test_the_delay_of_a_hedge_follows_the_answers() -> None:
+    fixed, auto = HedgeDelay(0.3), HedgeDelay("auto")
+    first = auto.seconds
+    for i in range(400):
+        for delay in (fixed, auto):
+            delay.record(0.2 if i % 10 == 0 else 0.01)
+    assert fixed.seconds == 0.3
+    assert auto.seconds == 0.2 != first
+    for _ in range(400):
+        auto.record(0.004)
+    assert auto.seconds == 0.004
+    for _ in range(400):
+        auto.record(60)
+    assert auto.seconds == 1
 
 
 async def test_the_asynchronous_client_hedges_too(replicas: list[RunningServer]) -> None:
     graph, pair = graph_of(8), replicas[:2]
-    async with lazyfx.connect_async(joined(pair), hedge_after=0.05, timeout=20) as client:
+    async with lazyfx.connect_async(joined(pair), hedge_after="auto", timeout=20) as client:
         assert await client.is_ready(60)
         for _ in range(4):
             await client.compile(graph, [DCE])
-        os.kill(pair[0].pid, signal.SIGSTOP)
-        try:
+        with frozen(pair[0]):
             found = await asyncio.gather(*(client.compile(graph, [DCE]) for _ in range(6)))
-        finally:
-            os.kill(pair[0].pid, signal.SIGCONT)
         assert [remote.cache.status for remote in found] == ["hit"] * 6
 
 

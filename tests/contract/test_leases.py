@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import redis
 import store_servers
 
-from lazyfx_server.store import Leases, StoreError
+from lazyfx_server.store import Lease, Leases, StoreError
+from lazyfx_server.store.buckets.s3_store import S3Store
 from lazyfx_server.store.circuit_breaker import CircuitBreaker
+from lazyfx_server.store.contract import LeasingStore, RemoteStore
 from lazyfx_server.store.leases import MAX_NOTE_BYTES
 from lazyfx_server.store.redis_store import RedisStore
 
@@ -23,22 +27,68 @@ OTHER = f"artifacts/{hashlib.sha256(b'a').hexdigest()}"
 Servers = Any
 
 
-@pytest.fixture(params=["redis", "valkey"])
-def kept_by(request: pytest.FixtureRequest) -> store_servers.Server:
-    server = store_servers.running(request.param)
-    redis.Redis(port=server.port).flushall()
-    return server
+@dataclass(frozen=True)
+class Kept:
+    """Where leases are kept.
+
+    Attributes:
+        open: Opens one more store there.
+        write: Writes the bytes of the lease of KEY, as whoever can write to the store.
+        prefix: What bytes of a lease begin with there.
+    """
+
+    open: Callable[[], RemoteStore]
+    write: Callable[[bytes], None]
+    prefix: bytes = b""
+
+
+def kept_in_redis(kind: str) -> Kept:
+    port = store_servers.running(kind).port
+    url = f"redis://127.0.0.1:{port}/0"
+    client = redis.Redis(port=port)
+    client.flushall()
+    name = f"lazyfx:1:lease:{KEY}"
+    return Kept(
+        lambda: RedisStore(url, ttl_seconds=600, max_entry_bytes=1 << 20),
+        lambda data: client.set(name, data, ex=30),
+    )
+
+
+def kept_in_s3(kind: str) -> Kept:
+    part = uuid.uuid4().hex
+    name = f"lazyfx-1/leases/{KEY.replace('/', '-')}"
+
+    def open_it() -> RemoteStore:
+        with store_servers.s3_environment(store_servers.running(kind)):
+            return S3Store(f"s3://shared/{part}", max_entry_bytes=1 << 20)
+
+    def write(data: bytes) -> None:
+        store_servers.s3_client(store_servers.running(kind).port).put_object(
+            Bucket="shared", Key=f"{part}/{name}", Body=data
+        )
+
+    return Kept(open_it, write, (30_000).to_bytes(4, "big") + bytes(8))
+
+
+# moto checks a condition in one step and writes in another, in threads: several may win.
+RACES = pytest.mark.parametrize("kept", ["redis", "valkey", "seaweed"], indirect=True)
+
+
+@pytest.fixture(params=["redis", "valkey", "moto"])
+def kept(request: pytest.FixtureRequest) -> Kept:
+    make = kept_in_redis if request.param in ("redis", "valkey") else kept_in_s3
+    return make(request.param)
 
 
 @pytest.fixture
-async def server(kept_by: store_servers.Server) -> AsyncIterator[Servers]:
+async def server(kept: Kept) -> AsyncIterator[Servers]:
     """Makes the leases of one more server."""
     async with AsyncExitStack() as opened:
 
         async def start(seconds: float = 30.0, secret: bytes = SECRET) -> Leases:
-            url = f"redis://127.0.0.1:{kept_by.port}/0"
-            store = RedisStore(url, ttl_seconds=600, max_entry_bytes=1 << 20)
-            breaker = CircuitBreaker(store, wait_seconds=10.0)
+            store = kept.open()
+            assert isinstance(store, LeasingStore)
+            breaker = CircuitBreaker(store, wait_seconds=30.0)
             await breaker.connect()
             opened.push_async_callback(breaker.close)
             return Leases(store, breaker, secret, seconds)
@@ -46,13 +96,22 @@ async def server(kept_by: store_servers.Server) -> AsyncIterator[Servers]:
         yield start
 
 
-def raw(server: store_servers.Server) -> Any:
-    return redis.Redis(port=server.port)
+async def taken(leases: Leases) -> Lease:
+    """The lease, when the one that another server holds has ended.
+
+    In a bucket, a server knows that one has ended when it has not changed while it looked.
+    """
+    for _ in range(600):
+        if (lease := await leases.take(KEY)) is not None:
+            return lease
+        await asyncio.sleep(0.05)
+    raise AssertionError("it never ended")
 
 
+@RACES
 async def test_one_of_many_takes_a_lease(server: Servers) -> None:
     servers = [await server() for _ in range(4)]
-    taken = await asyncio.gather(*(servers[n % 4].take(KEY) for n in range(64)))
+    taken = await asyncio.gather(*(servers[n % 4].take(KEY) for n in range(32)))
     assert sum(lease is not None for lease in taken) == 1
     assert await servers[0].take(OTHER) is not None
 
@@ -83,8 +142,7 @@ async def test_holder_that_was_away_does_not_take_it_back(server: Servers) -> No
     one, two = await server(0.5), await server()
     old = await one.take(KEY)
     await asyncio.sleep(0.6)
-    new = await two.take(KEY)
-    assert new is not None
+    new = await taken(two)
     assert not await one.renew(old, b"mine")
     await one.release(old)
     assert await one.holder(KEY) == b""
@@ -107,28 +165,63 @@ async def test_holder_tells_how_far_it_is(server: Servers) -> None:
         assert await two.holder(KEY) == note
 
 
-@pytest.mark.parametrize("seconds", [None, 3600])
-async def test_stranger_cannot_hold_a_lease(
-    server: Servers, kept_by: store_servers.Server, seconds: int | None
-) -> None:
+@RACES
+async def test_one_of_many_takes_over(server: Servers) -> None:
+    holder, *others = [await server(0.5) for _ in range(5)]
+    await holder.take(KEY)
+    for _ in range(200):
+        won = await asyncio.gather(*(other.take(KEY) for other in others))
+        if any(won):
+            break
+        await asyncio.sleep(0.01)
+    assert sum(lease is not None for lease in won) == 1
+
+
+async def test_stranger_cannot_hold_a_lease(server: Servers, kept: Kept) -> None:
     one = await server()
-    name = f"lazyfx:1:lease:{KEY}"
-    for forged in (b"x", bytes(32), bytes(5000)):
-        raw(kept_by).set(name, forged, ex=seconds)
+    for forged in (b"x", bytes(32), bytes(4000)):
+        kept.write(kept.prefix + forged)
         with pytest.raises(StoreError, match="secret"):
             await one.holder(KEY)
-    # A copy of one that servers have made ends by itself as well.
-    other = await server()
-    raw(kept_by).delete(name)
-    await other.take(KEY)
-    raw(kept_by).set(name, raw(kept_by).get(name), ex=seconds)
-    with pytest.raises(StoreError, match="end by itself"):
-        await one.holder(KEY)
     stranger = await server(secret=b"another")
-    raw(kept_by).delete(name)
-    await stranger.take(KEY)
+    kept.write(kept.prefix)
+    await stranger.renew(Lease(KEY, b""), b"")
     with pytest.raises(StoreError, match="secret"):
         await one.holder(KEY)
+
+
+@pytest.mark.parametrize("seconds", [None, 3600])
+async def test_copy_of_a_lease_ends_by_itself(seconds: int | None) -> None:
+    port = store_servers.running("redis").port
+    client: Any = redis.Redis(port=port)
+    client.flushall()
+    store = RedisStore(f"redis://127.0.0.1:{port}/0", ttl_seconds=600, max_entry_bytes=1 << 20)
+    breaker = CircuitBreaker(store, wait_seconds=10.0)
+    await breaker.connect()
+    leases, name = Leases(store, breaker, SECRET, 30.0), f"lazyfx:1:lease:{KEY}"
+    await leases.take(KEY)
+    client.set(name, client.get(name), ex=seconds)
+    with pytest.raises(StoreError, match="end by itself"):
+        await leases.holder(KEY)
+    await breaker.close()
+
+
+async def test_bytes_in_a_bucket_that_are_no_lease_hold_nothing() -> None:
+    kept = kept_in_s3("moto")
+    store = kept.open()
+    breaker = CircuitBreaker(store, wait_seconds=10.0)
+    await breaker.connect()
+    assert isinstance(store, LeasingStore)
+    leases = Leases(store, breaker, SECRET, 30.0)
+    for strange in (b"", b"x", bytes(12), bytes(1 << 16)):
+        kept.write(strange)
+        assert await leases.holder(KEY) is None
+    kept.write(b"\xff" * 100)
+    with pytest.raises(StoreError, match="secret"):
+        await leases.holder(KEY)
+    kept.write(b"x")
+    assert await leases.take(KEY) is not None
+    await breaker.close()
 
 
 async def test_store_that_is_away_raises_and_does_not_wait() -> None:

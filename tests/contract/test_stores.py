@@ -45,7 +45,7 @@ def redis_store(kind: str, root: Path) -> Store:
 
 
 def s3_store(kind: str, root: Path) -> Store:
-    from lazyfx_server.store.s3_store import S3Store
+    from lazyfx_server.store.buckets.s3_store import S3Store
 
     with store_servers.s3_environment(store_servers.running(kind)):
         return S3Store(f"s3://shared/{key(root)[-12:]}", max_entry_bytes=LIMIT)

@@ -212,3 +212,16 @@ def test_the_native_overlay_asks_for_an_image_with_a_compiler(
     assert "ARG NATIVE" in (root / "Dockerfile").read_text()
     scratch = {v["name"]: v["emptyDir"].get("sizeLimit") for v in spec["volumes"]}
     assert scratch["tmp"] == "6Gi"
+
+
+def test_the_example_of_a_tier_opens_no_port_of_its_node_and_has_probes(root: Path) -> None:
+    text = (root / "docs/tiers.md").read_text()
+    example = yaml.safe_load(text.partition("```yaml\n")[2].partition("```")[0])
+    kubernetes_validate.validate(example, kubernetes_validate.latest_version(), strict=True)
+    container = example["spec"]["template"]["spec"]["containers"][0]
+    settings = load(container["args"][1:])
+    assert settings.addresses.listen.startswith("127.0.0.1:")
+    assert settings.addresses.metrics_host == "127.0.0.1"
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = container[probe]["httpGet"]
+        assert (asked["host"], asked["port"]) == ("127.0.0.1", settings.addresses.metrics_port)

@@ -27,6 +27,7 @@ from lazyfx.capture.blob import Blob
 from lazyfx.errors import InvalidRequestError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.blobs.shared_parts import PART_BYTES
 
 
 def test_token_of_one_server_is_known_to_all(patient):
@@ -72,33 +73,58 @@ def test_who_can_write_to_redis_cannot_give_tokens(patient):
         assert told.missing == (f"requests/{token.hex()}",)
 
 
-def test_upload_that_goes_on_at_another_server_begins_again(patient):
+def test_upload_goes_on_at_another_server(patient):
     """Every call goes to the next server, as behind a load balancer."""
     one, two, three = patient.servers
     data = os.urandom(3_000_000)
     digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
     ask = pb.FindMissingBlobsRequest(digests=[digest])
 
-    def chunks(*, until: int) -> Iterator[pb.UploadBlobsRequest]:
-        for offset in range(0, until, 500_000):
-            part = data[offset : offset + 500_000]
+    def chunks(start: int, until: int) -> Iterator[pb.UploadBlobsRequest]:
+        for offset in range(start, until, 100_000):
+            part = data[offset : min(offset + 100_000, until)]
             yield pb.UploadBlobsRequest(digest=digest, offset=offset, data=part)
 
     with connected(one.address) as stub:
-        refused(lambda: stub.UploadBlobs(chunks(until=1_500_000)))
+        refused(lambda: stub.UploadBlobs(chunks(0, 1_500_000)))
         assert list(stub.FindMissingBlobs(ask).received) == [1_500_000]
+    # Whole pieces are known to all.
     with connected(two.address) as stub:
-        assert list(stub.FindMissingBlobs(ask).received) == [0]
-        assert stub.UploadBlobs(chunks(until=len(data))).stored == 1
+        assert list(stub.FindMissingBlobs(ask).received) == [PART_BYTES]
+        refused(lambda: stub.UploadBlobs(chunks(PART_BYTES, 2_500_000)))
+    with connected(three.address) as stub:
+        assert list(stub.FindMissingBlobs(ask).received) == [2 * PART_BYTES]
+        # Nobody else's, and nothing but the next byte.
+        far = pb.UploadBlobsRequest(digest=digest, offset=1_000_000, data=data[1_000_000:])
+        assert "the next byte is 0" in refused(lambda: stub.UploadBlobs(iter([far]))).message
+    with connected(two.address) as stub:
+        assert stub.UploadBlobs(chunks(2_500_000, len(data))).stored == 1
     # At once: it was told to be stored when all servers could find it.
     for server in (three, one):
         with connected(server.address) as stub:
             assert not stub.FindMissingBlobs(ask).missing
+    client = redis.Redis(port=patient.store.port)
+    wait_until(lambda: not client.keys("lazyfx:1:uploads/*"), "the pieces are deleted")
+
+
+def test_wrong_bytes_of_an_upload_are_not_resumed(patient):
+    data, wrong = os.urandom(3_000_000), os.urandom(1_500_000)
+    digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
+    ask = pb.FindMissingBlobsRequest(digests=[digest])
+    with connected(patient.servers[0].address) as stub:
+        part = pb.UploadBlobsRequest(digest=digest, data=wrong)
+        refused(lambda: stub.UploadBlobs(iter([part])))
+    with connected(patient.servers[1].address) as stub:
+        rest = pb.UploadBlobsRequest(digest=digest, offset=PART_BYTES, data=data[PART_BYTES:])
+        assert "does not match" in refused(lambda: stub.UploadBlobs(iter([rest]))).message
+        wait_until(lambda: list(stub.FindMissingBlobs(ask).received) == [0], "the pieces are gone")
+        whole = pb.UploadBlobsRequest(digest=digest, data=data)
+        assert stub.UploadBlobs(iter([whole])).stored == 1
 
 
 def test_client_begins_again_where_an_upload_was_not_begun(patient):
     """It is told by one server how much there is, and sends the rest to another one."""
-    data = os.urandom(3_000_000)
+    data = os.urandom(1_900_000)  # too small to be shared
     digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
     sent: list[list[int]] = []
     with connected(patient.servers[0].address) as one, connected(patient.servers[1].address) as two:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,6 +165,24 @@ async def test_cancelled_call_of_a_long_job_frees_the_worker(start: Start, tmp_p
     assert await executor.run(order("echo", text="next"), timeout=30) == b"next"
     assert not alive(int(touch.read_text()))
     assert reasons == ["cancelled"]
+
+
+async def test_without_grace_a_worker_is_killed_before_its_caller_goes_on(
+    start: Start, tmp_path: Path
+) -> None:
+    executor = await start(workers=1, cancel_grace=0.0)
+    touch = tmp_path / "began"
+    call = asyncio.ensure_future(
+        executor.run(order("sleep", seconds=600, touch=str(touch)), timeout=900)
+    )
+    await until(lambda: touch.exists() and touch.read_text())
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    deadline = time.monotonic() + 60
+    while alive(int(touch.read_text())):  # without a turn of the event loop
+        assert time.monotonic() < deadline
+        time.sleep(0.01)  # noqa: ASYNC251
 
 
 async def test_initializer_runs_in_the_worker(start: Start) -> None:

@@ -308,6 +308,15 @@ def test_estimates_learn_from_the_same_job_and_from_its_family() -> None:
     assert estimates.of(family[1]).seconds == pytest.approx(3.0)
 
 
+def test_no_job_is_estimated_to_take_longer_than_its_time_limit() -> None:
+    estimates = CostEstimates(PASS_JOBS, longest=120.0)
+    for n in range(8):
+        estimates.record(JobKind(bytes([n]), b"pipeline", 1_000), 60.0)
+    large = estimates.of(JobKind(b"large", b"pipeline", 10_000_000))
+    assert (large.seconds, large.at_least) == (120.0, 120.0)
+    assert estimates.of(JobKind(b"unknown", b"other", 2**40)).seconds == 120.0
+
+
 def _kind(tenant: str, graph: bytes, *, body: bytes = b"", claimed: int = 0) -> JobKind:
     """The kind of a compile of one pipeline."""
     digest = graph_pb2.Digest(sha256=graph * 32, size_bytes=claimed)

@@ -17,7 +17,13 @@ from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.target_queues import TargetQueues
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.errors import FailedPreconditionError
-from lazyfx_server.execution import NoWorker
+from lazyfx_server.execution import (
+    ExecutorClosed,
+    NoWorker,
+    ProcessExecutor,
+    WorkerFailed,
+    start_forkserver,
+)
 from lazyfx_server.execution.ray_engine import Node, NodeRefused, RayEngine, RayExecutor
 from lazyfx_server.settings.limits import CallLimits, WorkerLimits
 from lazyfx_server.settings.loading import load
@@ -25,6 +31,7 @@ from lazyfx_server.settings.pass_settings import NativeSettings
 from lazyfx_server.settings.service_settings import WorkerSettings
 from lazyfx_server.telemetry import Observers
 from lazyfx_server.v1 import worker_pb2 as worker
+from lazyfx_server.workers.fallback import FallbackExecutor
 from lazyfx_server.workers.ray_node import node_config, open_node
 from lazyfx_server.workers.ray_pools import RayBuilders, common_sandbox
 
@@ -78,6 +85,32 @@ def wanted(native: pb.NativeTarget) -> pb.GetArtifactRequest:
     request = pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_INDUCTOR)
     request.native.target.CopyFrom(native)
     return request
+
+
+async def test_local_processes_run_passes_while_there_is_no_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cluster = Cluster([])
+    nodes = RayExecutor(cluster, "passes")
+    local = ProcessExecutor(str.encode, processes=start_forkserver(), workers=3)  # type: ignore[arg-type]
+    both = FallbackExecutor(nodes, local)
+    assert both.workers == 3
+    with pytest.raises(WorkerFailed):  # a local process has run it
+        await both.run(b"job", timeout=60)
+    assert len(local.pids) == 3
+    cluster.join(node("a"))
+    assert both.workers == 2
+
+    async def leaves(*_: object) -> bytes:
+        cluster.leave("a")
+        raise NoWorker("it has left")
+
+    monkeypatch.setattr(cluster, "run", leaves)
+    with pytest.raises(WorkerFailed):
+        await both.run(b"job", timeout=60)
+    await both.close()
+    with pytest.raises(ExecutorClosed):
+        await both.run(b"job", timeout=60)
 
 
 async def test_targets_are_those_of_nodes_and_remembered() -> None:

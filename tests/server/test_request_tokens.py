@@ -6,11 +6,12 @@ import asyncio
 
 import pytest
 import torch
-from harness import CSE, DCE, compile_request, connected, graph_of, refused
+from harness import CSE, DCE, compile_request, connected, graph_of, metrics, refused, total
 
 import lazyfx
 from lazyfx.shared.pass_specs import normalize
 from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.security.bearer_tokens import add_token
 
 UNKNOWN = bytes(32)
 
@@ -94,6 +95,30 @@ def test_a_client_outlives_the_server_that_gave_it_a_token(launch):
         handle = client.compile(module, [DCE])
         assert handle.cache.status == "hit"
         assert torch.equal(handle(x), module(x))
+
+
+def test_hits_by_token_are_counted_charged_and_isolated_like_all_calls(launch, tmp_path):
+    alice, bob = (
+        {"metadata": [("authorization", f"Bearer {add_token(tmp_path / 'tokens', name)}")]}
+        for name in ("alice", "bob")
+    )
+    server = launch(
+        "--workers", "1", "--tokens", str(tmp_path / "tokens"), "--quota-requests", "6"
+    )  # fmt: skip
+    with connected(server.address) as stub:
+        stub.Compile(compile_request(graph_of(7.0), DCE), **alice)
+        by_digest = compile_request(graph_of(7.0), DCE, inline=False)
+        by_token = pb.CompileRequest(request_token=stub.Compile(by_digest, **alice).request_token)
+        for _ in range(4):
+            assert stub.Compile(by_token, **alice).cache.status == pb.CACHE_STATUS_HIT
+        stats = stub.GetStats(pb.GetStatsRequest(), **alice)
+        assert (stats.hits, stats.misses, stats.tenants[0].hits) == (5, 1, 5)
+        assert stats.reused_seconds > 0
+        counted = metrics(server.metrics_url)
+        assert total(counted, "lazyfx_requests_total", method="Compile", code="OK") == 6
+        assert refused(lambda: stub.Compile(by_token, **alice)).code == "RESOURCE_EXHAUSTED"
+        assert refused(lambda: stub.Compile(by_token, **bob)).code == "FAILED_PRECONDITION"
+        assert refused(lambda: stub.Compile(by_token)).code == "UNAUTHENTICATED"
 
 
 @pytest.mark.slow

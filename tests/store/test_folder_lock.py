@@ -85,11 +85,12 @@ def test_servers_with_a_shared_store_use_a_folder_together(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["link", "folder"])
-def test_what_stands_in_its_place_is_not_followed(tmp_path: Path, kind: str) -> None:
+def test_what_stands_in_its_place_is_refused(tmp_path: Path, kind: str) -> None:
     place, outside = tmp_path / ".server.lock", tmp_path / "outside"
     if kind == "link":
         place.symlink_to(outside)
     else:
         place.mkdir()
-    FolderLock(tmp_path, is_shared=False, wait_seconds=0).release()
+    with pytest.raises(FolderInUseError, match=f"remove it: {place}"):
+        FolderLock(tmp_path, is_shared=False, wait_seconds=0)
     assert not outside.exists()

@@ -124,7 +124,8 @@ async def test_uses_renew_the_time_to_live(server: store_servers.Server) -> None
 async def test_another_version_finds_nothing(
     server: store_servers.Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lazyfx_server.store import redis_store, s3_store
+    from lazyfx_server.store import redis_store
+    from lazyfx_server.store.buckets import s3_store
 
     async with opened(url(server), bucket) as old:
         await old.store.put(key("small"), b"small")

@@ -55,7 +55,10 @@ async def test_signing_keys_may_be_replaced_one_at_a_time(server: store_servers.
 async def test_damaged_mark_is_made_again(server: store_servers.Server) -> None:
     async with opened(url(server)):
         (mark,) = client(server).keys("lazyfx:1:identity/*")
-    for damage in (b"", b"{", b"[]", b'{"tenant_secret": 1}', bytes(1 << 17)):
+    whole = client(server).get(mark)
+    at = whole.index(b'"tenant_secret": "') + 20
+    other_digit = whole[:at] + (b"0" if whole[at] != ord("0") else b"1") + whole[at + 1 :]
+    for damage in (b"", b"{", b"[]", b'{"tenant_secret": 1}', bytes(1 << 17), other_digit):
         client(server).set(mark, damage)
         async with opened(url(server)) as one:
             assert one.store.available() == {"redis": True}

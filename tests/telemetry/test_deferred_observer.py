@@ -65,7 +65,7 @@ def test_only_events_that_add_to_the_same_sums_are_merged() -> None:
             later.observe(LookupMade("hit", tenant=tenant))
             later.observe(Reused(0.5, tenant))
             later.observe(OverheadSpent("key", 0.25, tenant))
-            later.observe(RequestHandled("Compile", "OK", 0.125))
+            later.observe(RequestHandled("Compile", "OK", (0.125,)))
         later.observe(LookupMade("miss", "new_graph", "a"))
         later.settle()
         assert sorted(map(repr, recorder.events)) == sorted(
@@ -79,10 +79,35 @@ def test_only_events_that_add_to_the_same_sums_are_merged() -> None:
                     Reused(0.5, "b"),
                     OverheadSpent("key", 0.5, "a"),
                     OverheadSpent("key", 0.25, "b"),
-                    *[RequestHandled("Compile", "OK", 0.125)] * 3,
+                    *[RequestHandled("Compile", "OK", (0.125,))] * 3,
                 ],
             )
         )
+
+    asyncio.run(main())
+
+
+def test_hits_that_are_counted_together_add_up_by_tenant() -> None:
+    async def main() -> None:
+        recorder = Recorder()
+        later = DeferredObserver(recorder)
+        later.observe(RequestHandled("GetStats", "OK", (1.0,)))
+        for tenant, seconds in (("a", 0.25), ("b", 0.5), ("a", 0.125)):
+            later.hit(seconds, reused_seconds=2.0, tenant=tenant)
+        await asyncio.wait_for(recorder.received.wait(), 60)
+        later.settle()
+        expected: list[Event] = [
+            LookupMade("hit", tenant="a", count=2),
+            LookupMade("hit", tenant="b"),
+            Reused(4.0, "a"),
+            Reused(2.0, "b"),
+            OverheadSpent("key", 0.375, "a"),
+            OverheadSpent("key", 0.5, "b"),
+            RequestHandled("GetStats", "OK", (1.0,)),
+            RequestHandled("Compile", "OK", (0.25, 0.125)),
+            RequestHandled("Compile", "OK", (0.5,)),
+        ]
+        assert recorder.events == expected
 
     asyncio.run(main())
 

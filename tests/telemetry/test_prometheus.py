@@ -96,7 +96,7 @@ EVENTS: list[Event] = [
     StoreSkipped("redis", "get"),
     EntryCorrupt("disk"),
     WorkerRestarted("crash"),
-    RequestHandled("Compile", "OK", 0.01),
+    RequestHandled("Compile", "OK", (0.01,)),
     UpstreamAsked("artifact", "answered"),
     UpstreamTransferred(100, 2000),
 ]
@@ -260,7 +260,7 @@ def test_labels_are_bounded(registry: CollectorRegistry) -> None:
             JobRetried(wild),
             GraphRefused(wild),
             WorkerRestarted(wild),
-            RequestHandled(wild, wild, 1.0),
+            RequestHandled(wild, wild, (1.0,)),
         ):
             watching.observe(event)
     found = samples(registry)

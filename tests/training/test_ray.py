@@ -127,11 +127,22 @@ def test_a_node_with_another_version_is_not_used(
 
 @pytest.mark.slow
 def test_hits_go_on_when_the_head_dies_and_jobs_when_it_is_back(
-    server: RunningServer, cluster: RayCluster, record_property: Callable[[str, object], None]
+    server: RunningServer,
+    cluster: RayCluster,
+    tmp_path: Path,
+    record_property: Callable[[str, object], None],
 ) -> None:
-    with lazyfx.connect(server.address) as client:
+    falls_back = start_server(
+        tmp_path, "--workers", "1", "--executor", cluster.address, "--executor-fallback",
+        "--executor-start-seconds", "200", environment=cluster.environment,
+    )  # fmt: skip
+    with lazyfx.connect(server.address) as client, lazyfx.connect(falls_back.address) as other:
         client.compile(graph_of(1.0))
+        assert other.compile(graph_of(1.0)).cache.status == "miss"
         cluster.kill_all()
+        assert other.compile(graph_of(2.0), timeout=60).cache.status == "miss"
+        assert any("jobs run on this machine" in line for line in falls_back.log)
+        falls_back.stop()
         # The client retries, as the server asks, until its timeout.
         with pytest.raises(lazyfx.errors.UnavailableError):
             client.compile(graph_of(2.0), timeout=60)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from harness import (
     DCE,
+    Refusal,
     compile_request,
     connected,
     graph_of,
@@ -27,6 +28,7 @@ from proxy import proxied
 from servers import RunningServer
 
 import lazyfx
+from lazyfx.shared.native.native_request import native_request
 from lazyfx.v1 import compiler_pb2 as pb
 
 ONE = ("--workers", "1")
@@ -53,6 +55,17 @@ def compiles(address: str, number: float) -> str:
         return module.cache.status
 
 
+def refusal_of_native(tier: RunningServer, key: str) -> Refusal:
+    """What a tier without a compiler answers when it is asked for a native artifact."""
+    request = pb.GetArtifactRequest(
+        module_key=bytes.fromhex(key),
+        kind=pb.ARTIFACT_KIND_INDUCTOR,
+        native=native_request([torch.device("cpu")], None, {}),
+    )
+    with connected(tier.address) as stub:
+        return refused(lambda: list(stub.GetArtifact(request, timeout=60)))
+
+
 def test_a_killed_upstream_costs_nothing_but_work_and_is_used_when_it_is_back(
     launch: Callable[..., RunningServer], tmp_path: Path
 ) -> None:
@@ -61,8 +74,18 @@ def test_a_killed_upstream_costs_nothing_but_work_and_is_used_when_it_is_back(
         tier = launch(*ONE, "--upstream", network.address, store=tmp_path / "tier")
         assert in_use(tier)
         assert compiles(tier.address, 1.0) == "miss"
+        with lazyfx.connect(tier.address) as client:
+            key = client.compile(GRAPHS[1.0], [DCE]).key
+        # What only the upstream could make: it says that it cannot, is away, or lacks the module.
+        answer = refusal_of_native(tier, key)
+        assert (answer.code, answer.retry_after) == ("FAILED_PRECONDITION", None)
+        assert "builds no native artifacts" in answer.message
         central.process.kill()
         central.process.wait(10)
+        for _ in range(2):
+            answer = refusal_of_native(tier, key)
+            assert answer.code == "UNAVAILABLE"
+            assert answer.retry_after is not None
         # What came from the upstream is here; what is new is made here.
         assert compiles(tier.address, 1.0) == "hit"
         assert compiles(tier.address, 2.0) == "miss"
@@ -75,9 +98,10 @@ def test_a_killed_upstream_costs_nothing_but_work_and_is_used_when_it_is_back(
         other = launch(*ONE, store=tmp_path / "second")
         network.target = other.address
         wait_until(lambda: in_use(tier), "the upstream is asked again")
+        assert refusal_of_native(tier, key).code == "NOT_FOUND"
         assert compiles(tier.address, 7.0) == "miss"
         assert total(metrics(other.metrics_url), "lazyfx_lookups_total", result="miss") == 1
-        # A module of the upstream that is gone: what it lacks is made here.
+        # Its own graph is made here again, and a picture of a module of the upstream that is gone.
         with lazyfx.connect(tier.address) as client:
             assert "<svg" in str(client.compile(GRAPHS[1.0], [DCE]).picture())
     assert lines(tier, "is asked from now on") == 2

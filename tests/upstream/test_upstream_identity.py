@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 from certificates import Authority
-from harness import DCE, compile_request, connected, graph_of, metrics, refused, total
+from harness import DCE, compile_request, connected, graph_of, metrics, refused, total, wait_until
 from servers import RunningServer
 
 import lazyfx
@@ -112,6 +113,32 @@ def test_an_open_tier_shows_nobodys_token(
     assert total(metrics(central.metrics_url), "lazyfx_lookups_total", result="miss") == 1
 
 
+def test_a_tier_shows_its_certificate_and_follows_its_files(
+    launch: Callable[..., RunningServer], tmp_path: Path
+) -> None:
+    authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
+    certificate, key = authority.issue("central")
+    central = launch(
+        *ONE, "--server-certificate", str(certificate), "--server-key", str(key),
+        "--client-ca", str(authority.file), store=tmp_path / "central",
+    )  # fmt: skip
+    shown, private = stranger.issue("tier")
+    tier = launch(
+        *ONE, "--upstream", central.address, "--upstream-ca", str(authority.file),
+        "--upstream-certificate", str(shown), "--upstream-key", str(private),
+        store=tmp_path / "tier",
+    )  # fmt: skip
+    status = partial(total, name="lazyfx_upstream_in_use")
+    assert status(metrics(tier.metrics_url)) == 0
+    for source, target in zip(authority.issue("node-1"), (shown, private), strict=True):
+        target.write_bytes(source.read_bytes())
+    wait_until(lambda: status(metrics(tier.metrics_url)) == 1, "the upstream takes the new one")
+    with lazyfx.connect(tier.address) as client:
+        assert client.compile(graph_of(1.0), [DCE]).cache.status == "miss"
+    assert asked(tier, "answered") == 1
+    assert total(metrics(central.metrics_url), "lazyfx_lookups_total", result="miss") == 1
+
+
 WRONG = {
     "itself": (["--upstream", "localhost:8700"], "is this server itself"),
     "itself, by all addresses": (
@@ -136,6 +163,14 @@ WRONG = {
         ],
         "cannot be shown the certificates of callers",
     ),
+    "a certificate without its key": (
+        ["--upstream", "central", "--upstream-ca", "system", "--upstream-certificate", "c"],
+        "must be set together",
+    ),
+    "a certificate in plaintext": (
+        ["--upstream", "127.0.0.1:9", "--upstream-certificate", "c", "--upstream-key", "k"],
+        "requires --upstream-ca",
+    ),
     "a key that is none": (
         ["--upstream", "central", "--upstream-verify-keys", "ab"], "64 hex digits",
     ),
@@ -159,6 +194,11 @@ RIGHT = {
     "its own token for callers with certificates": [
         "--upstream", "central", "--upstream-ca", "system", "--client-ca", "ca",
         "--server-certificate", "c", "--server-key", "k", "--upstream-token", "t",
+    ],
+    "its own certificate for callers with certificates": [
+        "--upstream", "central", "--upstream-ca", "system", "--client-ca", "ca",
+        "--server-certificate", "c", "--server-key", "k",
+        "--upstream-certificate", "c", "--upstream-key", "k",
     ],
 }  # fmt: skip
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Final
 
 from lazyfx.errors import ArtifactError, DecodeError, LazyfxError, ValuesRefusedError
@@ -44,11 +42,22 @@ class Refusals:
         if first:
             _log.warning("refused an answer from %s: %s: %s", self._address, kind, error)
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
+    def counted(self) -> _Counted:
         """Count refusals within the block."""
-        try:
-            yield
-        except LazyfxError as error:
-            self.add(error)
-            raise
+        return _Counted(self)
+
+
+class _Counted:
+    """The block in which refusals count. A class, not a generator: every hit enters one."""
+
+    __slots__ = ("_refusals",)
+
+    def __init__(self, refusals: Refusals) -> None:
+        self._refusals = refusals
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, LazyfxError):
+            self._refusals.add(error)

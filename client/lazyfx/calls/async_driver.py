@@ -14,9 +14,18 @@ import grpc.aio
 from lazyfx.calls import forking
 from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_async_channel
 from lazyfx.calls.connections import Connections
+from lazyfx.calls.watching import (
+    CHECK_SECONDS,
+    HEALTH_CHECK,
+    SECOND_CHECK_SECONDS,
+    TaskWatch,
+    is_being_cancelled,
+    is_silence,
+)
 from lazyfx.errors import ClosedError
 from lazyfx.flows import (
     AwaitConnection,
+    Call,
     Finish,
     First,
     Flow,
@@ -49,6 +58,7 @@ class AsyncDriver:
     def __init__(self, address: str, access: Access) -> None:
         self._connections = Connections(address, access, open_async_channel)
         self._closing = asyncio.Event()
+        self._watch = TaskWatch(self._is_silent) if self._connections.are_replicas else None
         forking.leak_in_children(self)
 
     async def close(self) -> None:
@@ -115,7 +125,7 @@ class AsyncDriver:
             raise
         except asyncio.CancelledError:
             # The channel cancels its calls when it closes; their callers did not cancel anything.
-            if self._closing.is_set() and not _is_being_cancelled():
+            if self._closing.is_set() and not is_being_cancelled():
                 raise ClosedError(CLOSED_MEANWHILE) from None
             raise
 
@@ -123,8 +133,8 @@ class AsyncDriver:
         match step:
             case Start(method, request, seconds, place):
                 return self._call(method, request, seconds, place)
-            case Finish(call):
-                return await cast("Awaitable[bytes | None]", call)
+            case Finish(call, place):
+                return await self._watched(call, cast("Awaitable[bytes | None]", call), place)
             case First(calls, seconds):
                 return await _first_done(cast("Sequence[grpc.aio.Call]", calls), seconds)
             case Open(method, requests, seconds, place):
@@ -133,17 +143,16 @@ class AsyncDriver:
                     requests if isinstance(requests, bytes) else _one_by_one(requests, failures)
                 )
                 return _Stream(self._call(method, one_by_one, seconds, place), failures)
-            case Next(call):
-                return await cast("_Stream", call).read()
+            case Next(call, place):
+                return await self._watched(call, cast("_Stream", call).read(), place)
             case Send():
                 return await self._send(step)
             case Pause(seconds):
                 return await self._pause(seconds)
             case Offload(work):
                 return await asyncio.to_thread(work)
-            case AwaitConnection(seconds, place):
-                channel = self._connections.channels[place.replica]
-                return await self._reach([channel], CONNECTED_OR_FAILED, seconds)
+            case AwaitConnection():
+                return await self._await_connection(step)
             case Locked(lock, flow):
                 async with cast("asyncio.Lock", lock):
                     return await self.run(flow)
@@ -154,6 +163,38 @@ class AsyncDriver:
         call = start(requests, timeout=seconds, metadata=self._connections.metadata(place))
         forking.leak_in_children(call)
         return call
+
+    async def _watched(
+        self, call: Call, waited: Awaitable[bytes | None], place: Place
+    ) -> bytes | None:
+        if self._watch is None:
+            return await waited
+        return await self._watch.wait(call.cancel, place, waited)
+
+    async def _await_connection(self, step: AwaitConnection) -> bool:
+        if step.must_answer:
+            check = self._connections.check(step.place)
+            return await self._answers(check, step.place, step.seconds)
+        channel = self._connections.channels[step.place.replica]
+        return await self._reach([channel], CONNECTED_OR_FAILED, step.seconds)
+
+    async def _is_silent(self, place: Place) -> bool:
+        if await self._answers(self._connections.check(place), place, CHECK_SECONDS):
+            return False
+        channel = self._connections.open_another(place)
+        try:
+            check: Any = channel.unary_unary(HEALTH_CHECK)
+            return not await self._answers(check, place, SECOND_CHECK_SECONDS)
+        finally:
+            await channel.close()
+
+    async def _answers(self, check: Any, place: Place, seconds: float) -> bool:
+        self._require_open()
+        try:
+            await check(b"", timeout=seconds, metadata=self._connections.metadata(place))
+        except grpc.RpcError as error:
+            return not is_silence(error)
+        return True
 
     async def _send(self, step: Send) -> bytes | None:
         failures: list[Exception] = []
@@ -235,9 +276,3 @@ async def _first_done(calls: Sequence[grpc.aio.Call], seconds: float | None) -> 
     with suppress(asyncio.TimeoutError):
         return await asyncio.wait_for(ended, seconds)
     return None
-
-
-def _is_being_cancelled() -> bool:
-    """Whether the current task is being cancelled; False on Python 3.10, which cannot tell."""
-    cancelling = getattr(asyncio.current_task(), "cancelling", None)
-    return cancelling is not None and cancelling() > 0

@@ -44,6 +44,10 @@ class BlockingCall:
         finally:
             self.cancel()
 
+    def interrupt(self) -> None:
+        """Cancel the call from another thread than the one that waits for it."""
+        self._call.cancel()
+
     def cancel(self) -> None:
         """Cancel the call unless it has ended, and release its resources."""
         self._call.cancel()
@@ -90,6 +94,7 @@ class RacedCall:
     def __init__(self, call: Any) -> None:
         self._call = call
         self.cancel: Callable[[], object] = call.cancel
+        self.interrupt = self.cancel
 
     def when_done(self, act: Callable[[], None]) -> None:
         """Act once the call has ended."""

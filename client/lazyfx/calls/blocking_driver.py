@@ -21,6 +21,13 @@ from lazyfx.calls import forking
 from lazyfx.calls.blocking_calls import BlockingCall, CallFailure, RacedCall, first_done
 from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_blocking_channel
 from lazyfx.calls.connections import Connections
+from lazyfx.calls.watching import (
+    CHECK_SECONDS,
+    HEALTH_CHECK,
+    SECOND_CHECK_SECONDS,
+    ThreadWatch,
+    is_silence,
+)
 from lazyfx.errors import ClosedError, LazyfxError
 from lazyfx.flows import (
     AwaitConnection,
@@ -62,7 +69,12 @@ class BlockingDriver:
     def __init__(self, address: str, access: Access) -> None:
         self._connections = Connections(address, access, open_blocking_channel, streams=True)
         self._closing = threading.Event()
-        self._close = weakref.finalize(self, _close_all, self._connections.channels)
+        self._watch: ThreadWatch | None = None
+        if self._connections.are_replicas:
+            is_silent = partial(_is_silent, self._connections)
+            self._watch = ThreadWatch(is_silent, self._closing)
+        channels = self._connections.channels
+        self._close = weakref.finalize(self, _close_all, channels, self._closing)
         self._close.atexit = False  # the channels end with the process
         forking.leak_in_children(self)
 
@@ -157,29 +169,47 @@ class BlockingDriver:
         match step:
             case Start(is_raced=True):
                 return self._start_raced(step)
-            case Start(method, request, seconds, place):
-                return self._open(method, request, seconds, place)
-            case Finish(call):
-                return cast("BlockingCall | RacedCall", call).finish()
+            case Start(method, sent, seconds, place) | Open(method, sent, seconds, place):
+                return self._open(method, sent, seconds, place)
+            case Finish(call, place):
+                ended = cast("BlockingCall | RacedCall", call)
+                return self._watched(ended, ended.finish, place)
             case First(calls, seconds):
                 return first_done(cast("Sequence[RacedCall]", calls), seconds)
-            case Open(method, requests, seconds, place):
-                return self._open(method, requests, seconds, place)
-            case Next(call):
-                return cast("BlockingCall", call).read()
+            case Next(call, place):
+                stream = cast("BlockingCall", call)
+                return self._watched(stream, stream.read, place)
             case Send():
                 return self._send(step)
             case Pause(seconds):
-                self._closing.wait(seconds)
+                if seconds:  # a call is sent when it starts
+                    self._closing.wait(seconds)
             case Offload(work):
                 return _in_thread(work)
-            case AwaitConnection(seconds, place):
-                channel = self._connections.channels[place.replica]
-                return self._reach([channel], CONNECTED_OR_FAILED, seconds)
+            case AwaitConnection():
+                return self._await_connection(step)
             case Locked(lock, flow):
                 with cast("threading.Lock", lock):
                     return self.run(flow)
         return None
+
+    def _watched(
+        self, call: BlockingCall | RacedCall, wait: Callable[[], bytes | None], place: Place
+    ) -> bytes | None:
+        if self._watch is None:
+            return wait()
+        return self._watch.wait(call.interrupt, place, wait)
+
+    def _await_connection(self, step: AwaitConnection) -> bool:
+        if step.must_answer:
+            self.require_open()
+            try:
+                return _answers(self._connections, None, step.place, step.seconds)
+            except (ValueError, grpc.FutureCancelledError):
+                self.require_open()  # closed a moment ago
+                raise
+        channel = self._connections.channels[step.place.replica]
+        return self._reach([channel], CONNECTED_OR_FAILED, step.seconds)
 
     def _begin(self, method: Any, requests: object, seconds: float, place: Place) -> Any:
         self.require_open()
@@ -220,7 +250,31 @@ class BlockingDriver:
             call.cancel()
 
 
-def _close_all(channels: Sequence[grpc.Channel]) -> None:
+# Neither holds the driver, so that it can be garbage-collected.
+
+
+def _is_silent(connections: Connections[grpc.Channel], place: Place) -> bool:
+    if _answers(connections, None, place, CHECK_SECONDS):
+        return False
+    with connections.open_another(place) as channel:
+        return not _answers(connections, channel, place, SECOND_CHECK_SECONDS)
+
+
+def _answers(
+    connections: Connections[grpc.Channel],
+    channel: grpc.Channel | None,
+    place: Place,
+    seconds: float,
+) -> bool:
+    """Whether a health check is answered, over a channel or the usual one."""
+    check = connections.check(place) if channel is None else channel.unary_unary(HEALTH_CHECK)
+    metadata = tuple(connections.metadata(place))
+    # As a future, because a blocking call of a closed channel may wait for ever.
+    return not is_silence(check.future(b"", timeout=seconds, metadata=metadata).exception())
+
+
+def _close_all(channels: Sequence[grpc.Channel], closing: threading.Event) -> None:
+    closing.set()
     for channel in channels:
         channel.close()
 

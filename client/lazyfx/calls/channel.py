@@ -77,9 +77,11 @@ _OPTIONS: Sequence[tuple[str, str | int]] = (
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # Limit for one connection attempt: lost packets are sent again after 1, 3 and 7 s.
     ("grpc.min_reconnect_backoff_ms", 10_000),
-    # A dead peer is noticed within a minute, also between calls.
+    # A dead peer is noticed within a minute, also between calls. gRPC 1.85 waits for the answer to
+    # a ping for as long as the third option says (by default a minute), not the second one.
     ("grpc.keepalive_time_ms", 40_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
 )
 # Another replica can answer, so one that does not is given up earlier.
 _OF_REPLICAS: Sequence[tuple[str, str | int]] = (
@@ -88,8 +90,12 @@ _OF_REPLICAS: Sequence[tuple[str, str | int]] = (
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1_000),
     ("grpc.min_reconnect_backoff_ms", 3_000),
-    ("grpc.keepalive_time_ms", 15_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_time_ms", 12_000),
+    ("grpc.keepalive_timeout_ms", 8_000),
+    ("grpc.http2.ping_timeout_ms", 8_000),
+    # A name is resolved again when a server behind it is lost, but gRPC would wait until 30 s after
+    # the last time: too long if all of them have been replaced.
+    ("grpc.dns_min_time_between_resolutions_ms", 1_000),
 )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from lazyfx.calls import forking
 from lazyfx.calls.channel import REPLICA_KEY, methods_of
+from lazyfx.calls.watching import HEALTH_CHECK
 from lazyfx.flows import Place
 from lazyfx.shared.addresses import is_balanced_name, split_addresses
 from lazyfx.trust.access import Access, Tls
@@ -32,6 +34,7 @@ class Connections(Generic[Channel]):
 
     Attributes:
         channels: In the order of the addresses.
+        are_replicas: Whether another server can take over when one does not answer.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened in its parent.
@@ -53,6 +56,12 @@ class Connections(Generic[Channel]):
         self.channels: Sequence[Channel] = [
             open_channel(one, access.tls, is_replica=are_replicas) for one in addresses
         ]
+        untyped: Any = self.channels
+        self.are_replicas = are_replicas
+        self._open = [
+            partial(open_channel, one, access.tls, is_replica=are_replicas) for one in addresses
+        ]
+        self._checks = [channel.unary_unary(HEALTH_CHECK) for channel in untyped]
         self._methods = [methods_of(channel, streams=streams) for channel in self.channels]
         self._unary_methods = (
             [methods_of(channel) for channel in self.channels] if streams else self._methods
@@ -65,6 +74,14 @@ class Connections(Generic[Channel]):
     def unary_method(self, name: str, place: Place) -> Any:
         """The multi-callable of a method that reads a single response as such."""
         return self._unary_methods[place.replica][name]
+
+    def check(self, place: Place) -> Any:
+        """The multi-callable of a health check at a replica; its request is empty."""
+        return self._checks[place.replica]
+
+    def open_another(self, place: Place) -> Channel:
+        """One more channel to a replica, which the caller closes."""
+        return self._open[place.replica]()
 
     def metadata(self, place: Place) -> Sequence[tuple[str, str]]:
         """The metadata of a call to a replica."""

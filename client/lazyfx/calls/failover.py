@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
@@ -17,6 +15,7 @@ from lazyfx.calls.diagnosing import (
 )
 from lazyfx.calls.replicas import Replicas, Route
 from lazyfx.calls.retries import ExpectedReturn, RetryBudget
+from lazyfx.calls.watching import SilentServerError
 from lazyfx.errors import ServiceError, TimedOutError, UnavailableError
 from lazyfx.flows import AwaitConnection, Flow, Offload, Pause
 from lazyfx.shared import grpc_status
@@ -50,8 +49,10 @@ class Failover:
         self._address = ",".join(replicas.addresses)
         self._tls = tls
         self._return = ExpectedReturn()
-        # Replicas that have answered a connection attempt.
+        # Replicas that have answered a connection attempt, and those that have stopped answering
+        # while they were connected.
         self._known: set[int] = set()
+        self._silent: set[int] = set()
 
     def refuse_silence(self, route: Route) -> Flow[None]:
         """Before the first call to a server that does not answer a connection attempt.
@@ -62,7 +63,9 @@ class Failover:
             UnavailableError: There is no other server; says why this one does not answer.
         """
         while route.place.replica not in self._known:
-            is_reached = yield AwaitConnection(_SILENT_SECONDS, route.place)
+            replica = route.place.replica
+            was_silent = replica in self._silent
+            is_reached = yield AwaitConnection(_SILENT_SECONDS, route.place, was_silent)
             if not is_reached and not is_through_a_proxy():
                 if route.move():
                     continue
@@ -71,7 +74,8 @@ class Failover:
                 reasons = yield Offload(partial(diagnose_each, self._replicas.addresses, self._tls))
                 if reasons[0] is not None:
                     raise UnavailableError(reasons[0], code="UNAVAILABLE")
-            self._known.add(route.place.replica)
+            self._known.add(replica)
+            self._silent.discard(replica)
 
     def find_another(
         self, error: UnavailableError, retry_budget: RetryBudget, route: Route
@@ -81,7 +85,12 @@ class Failover:
         Raises:
             UnavailableError: No replica answers.
         """
+        if self._replicas.are_several:  # before it is used again, it must show that it answers
+            self._known.discard(route.place.replica)
+        if isinstance(error.__cause__, SilentServerError):
+            self._silent.add(route.place.replica)
         if retry_budget.left() and route.move():
+            yield from self.refuse_silence(route)
             return
         # A starting or stopping server sends a retry delay; between the two, nothing listens.
         self._return.note(error)
@@ -121,15 +130,11 @@ class Failover:
             )
         raise UnavailableError(reason, code=error.code) from error
 
-    @contextlib.contextmanager
-    def errors(self, route: Route) -> Iterator[None]:
-        """Converts gRPC's errors into this package's errors."""
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise self._service_error(error, route.address) from error
+    def errors(self, route: Route) -> _Converted:
+        """Converts gRPC's errors within the block into this package's errors."""
+        return _Converted(self, route)
 
-    def _service_error(self, error: grpc.RpcError, address: str) -> ServiceError:
+    def service_error(self, error: grpc.RpcError, address: str) -> ServiceError:
         """The server's error; for gRPC's own errors, with a message that says what to do."""
         code, details = error.code(), error.details() or ""
         if grpc_status.is_from_server(error):
@@ -145,3 +150,20 @@ class Failover:
         if code in _BROKEN and self._replicas.are_several:
             return UnavailableError(printable(details), code=code.name)
         return grpc_status.to_error(error)
+
+
+class _Converted:
+    """The block in which errors are converted. A class, not a generator: every hit enters one."""
+
+    __slots__ = ("_failover", "_route")
+
+    def __init__(self, failover: Failover, route: Route) -> None:
+        self._failover = failover
+        self._route = route
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, grpc.RpcError):
+            raise self._failover.service_error(error, self._route.address) from error

@@ -14,7 +14,7 @@ import itertools
 import random
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from typing import Final, Literal, TypeAlias, cast, get_args
 
@@ -24,6 +24,7 @@ from lazyfx.shared.addresses import is_balanced_name
 from lazyfx.shared.printable import shown
 
 Balance: TypeAlias = Literal["round_robin", "ring_hash", "in_order"]
+HedgeAfter: TypeAlias = "float | Literal['auto']"
 
 # A replica that failed is tried last for this long, twice as long after each further failure.
 _FIRST_REST_SECONDS: Final = 0.5
@@ -39,6 +40,13 @@ _EXTRA_ROUNDS: Final = 4
 _EXTRA_PAUSE_SECONDS: Final = 0.5
 # The modules of which a client remembers the replica that compiled them.
 _MAX_HOMES: Final = 4096
+# The delay of a hedge before enough answers are known, its bounds, the number of answers from which
+# it is computed, and after how many it is computed again.
+_FIRST_HEDGE_SECONDS: Final = 0.05
+_SHORTEST_HEDGE_SECONDS: Final = 0.002
+_LONGEST_HEDGE_SECONDS: Final = 1.0
+_RECENT: Final = 256
+_ANSWERS_BETWEEN: Final = 16
 
 
 def checked_balance(given: str, field: str) -> Balance:
@@ -54,6 +62,33 @@ def checked_balance(given: str, field: str) -> Balance:
 
 def _choices() -> str:
     return ", ".join(get_args(Balance))
+
+
+class HedgeDelay:
+    """When a second replica is asked for what may be a hit. Threads may share it.
+
+    "auto" is the 95th percentile of what recent answers took, so that at most about one call in 20
+    is made twice (Dean and Barroso, "The Tail at Scale", 2013).
+
+    Args:
+        after: Seconds, or "auto".
+    """
+
+    def __init__(self, after: HedgeAfter) -> None:
+        self._recent: deque[float] | None = None if after != "auto" else deque(maxlen=_RECENT)
+        self._until_next = _ANSWERS_BETWEEN
+        self.seconds = _FIRST_HEDGE_SECONDS if after == "auto" else after
+
+    def record(self, seconds: float) -> None:
+        """Learn from an answer, whichever replica gave it."""
+        if self._recent is None:
+            return
+        self._recent.append(seconds)
+        self._until_next -= 1
+        if self._until_next <= 0:
+            self._until_next = _ANSWERS_BETWEEN
+            slow = sorted(self._recent)[int(0.95 * (len(self._recent) - 1))]
+            self.seconds = min(max(slow, _SHORTEST_HEDGE_SECONDS), _LONGEST_HEDGE_SECONDS)
 
 
 class Replicas:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeAlias, TypeVar
 
@@ -11,9 +12,10 @@ from google.protobuf.message import DecodeError as ProtobufError
 from google.protobuf.message import Message
 
 from lazyfx.calls.failover import Failover
-from lazyfx.calls.replicas import Replicas, Route
+from lazyfx.calls.replicas import HedgeAfter, HedgeDelay, Replicas, Route
 from lazyfx.calls.retries import RetryBudget, timeout_seconds
 from lazyfx.calls.uploading import Progress, upload
+from lazyfx.calls.watching import SilentServerError
 from lazyfx.capture.blob import Blob
 from lazyfx.errors import (
     OverloadedError,
@@ -21,6 +23,7 @@ from lazyfx.errors import (
     UnavailableError,
 )
 from lazyfx.flows import Call, Finish, First, Flow, Next, Open, Send, Start
+from lazyfx.shared import grpc_status
 from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS, AnswerBounds
 from lazyfx.shared.answers.downloads import Download, OnProgress
 from lazyfx.shared.answers.responses import check_response
@@ -37,6 +40,8 @@ _MAX_TEXT: Final = 65_536
 # Between two answers of a stream, one whole compile may pass; uploads are expected to send at least
 # this many bytes a second.
 _SLOWEST_UPLOAD: Final = 128 * 1024
+# How long a replica may stay silent after another one has said that it lacks the graph.
+_SILENT_SECONDS: Final = 0.5
 
 
 class CompileCall:
@@ -77,8 +82,8 @@ class ServiceCalls:
         timeout: Default timeout of a call, in seconds.
         tls: How the connection is encrypted.
         bounds: Bounds on answers of the server.
-        hedge_after: Seconds after which a second replica is asked for what may be a hit; None for
-            never.
+        hedge_after: Seconds after which a second replica is asked for what may be a hit, or "auto";
+            None for never.
     """
 
     def __init__(
@@ -88,9 +93,11 @@ class ServiceCalls:
         timeout: float,
         tls: Tls | None,
         bounds: AnswerBounds = DEFAULT_BOUNDS,
-        hedge_after: float | None = None,
+        hedge_after: HedgeAfter | None = None,
     ) -> None:
-        self._hedge_after = hedge_after if replicas.are_several else None
+        self._hedge: HedgeDelay | None = None
+        if hedge_after is not None and replicas.are_several:
+            self._hedge = HedgeDelay(hedge_after)
         self._bounds = bounds
         self.replicas = replicas
         self.timeout = timeout_seconds(timeout, timeout)
@@ -118,7 +125,7 @@ class ServiceCalls:
         """
         data = request.SerializeToString()
         retry_budget = RetryBudget(timeout_seconds(timeout, self.timeout))
-        if self._hedge_after is None or not _may_be_hit(request):
+        if self._hedge is None or not _may_be_hit(request):
             second_request = None
         is_raced = second_request is not None
         yield from self._failover.refuse_silence(route)
@@ -133,8 +140,10 @@ class ServiceCalls:
             ServiceError: A subclass, by the status that the server returned.
             ProtocolError: The answer is malformed.
         """
-        if call.second_request is not None:
-            yield from self._race(call, call.second_request)
+        if call.second_request is not None and self._hedge is not None:
+            began = time.monotonic()
+            yield from self._race(call, call.second_request, self._hedge.seconds)
+            self._hedge.record(time.monotonic() - began)
         response = yield from self._retried(
             "Compile", call.request, pb.CompileResponse, call.retry_budget, call.route, call.first
         )
@@ -142,23 +151,30 @@ class ServiceCalls:
         self.replicas.remember_home(response.module_key, call.route.place)
         return response
 
-    def _race(self, call: CompileCall, second_request: RequestFor) -> Flow[None]:
+    def _race(
+        self, call: CompileCall, second_request: RequestFor, hedge_seconds: float
+    ) -> Flow[None]:
         """Wait for the call; if it is slow, ask another replica, and go on with the first answer.
 
         The idea is the hedged request of Dean and Barroso, "The Tail at Scale" (2013).
         """
         place = call.route.other()
-        if place is None or (yield First([call.first], self._hedge_after)) is not None:
+        if place is None or (yield First([call.first], hedge_seconds)) is not None:
             return
         data, left = second_request(place.replica).SerializeToString(), call.retry_budget.left()
         slower = second = yield Start("Compile", data, left, place, is_raced=True)
         try:
             if (yield First([call.first, second], None)) == 1:
-                # A replica that lacks the graph, or breaks, has not answered: the first one may.
-                with contextlib.suppress(grpc.RpcError):
-                    yield Finish(second)
-                    slower, call.first = call.first, second
-                    call.route.move_to(place)
+                try:
+                    yield Finish(second, place)
+                except grpc.RpcError as error:
+                    # A replica that lacks the graph, or breaks, has not answered: the first may.
+                    # But it is given the graph if the first one stays silent.
+                    is_broken = not grpc_status.is_from_server(error)
+                    if is_broken or (yield First([call.first], _SILENT_SECONDS)) is not None:
+                        return
+                slower, call.first = call.first, second
+                call.route.move_to(place)
         finally:
             slower.cancel()
 
@@ -177,7 +193,7 @@ class ServiceCalls:
             ProtocolError: An answer is malformed.
         """
         with self._failover.errors(route):
-            data = yield Next(call)
+            data = yield Next(call, route.place)
         if data is None:
             return None
         response = _parsed(pb.CompileBatchResponse, data)
@@ -216,7 +232,9 @@ class ServiceCalls:
             except OverloadedError as refusal:
                 yield from retry_budget.wait(refusal)
             except UnavailableError as error:
-                if download.received and not resumed and error.retry_after is None:
+                is_silent = isinstance(error.__cause__, SilentServerError)
+                begun = download.received and error.retry_after is None
+                if begun and not resumed and not is_silent:
                     resumed = True
                     continue
                 yield from self._failover.find_another(error, retry_budget, route)
@@ -237,7 +255,7 @@ class ServiceCalls:
         download.begin()
         try:
             with self._failover.errors(route):
-                while (part := (yield Next(call))) is not None:
+                while (part := (yield Next(call, route.place))) is not None:
                     download.take(_parsed(pb.GetArtifactResponse, part))
         finally:
             call.cancel()  # stop reading from a server that sends too much
@@ -307,7 +325,7 @@ class ServiceCalls:
                 with self._failover.errors(route):
                     if call is None:
                         call = yield Start(method, request, retry_budget.left(), route.place)
-                    data = yield Finish(call)
+                    data = yield Finish(call, route.place)
                 route.answered()
                 return _parsed(kind, data)
             except OverloadedError as refusal:

@@ -12,8 +12,8 @@ object allocations, so it visits everything only once.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, compress, repeat
-from operator import attrgetter, contains, eq, getitem, is_
+from itertools import chain
+from operator import attrgetter, eq, getitem, is_
 from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
@@ -31,7 +31,6 @@ _ATTRIBUTE = "_lazyfx_remembered"
 
 _PARTS = attrgetter("name", "op", "target", "_args", "_kwargs")
 _NODES = attrgetter("nodes")
-_META = attrgetter("meta")
 _GRAPH = attrgetter("_graph", "_graph._codegen", "_graph._codegen._body_transformer")
 _TABLES = attrgetter("_modules", "_parameters", "_buffers")
 _DESCRIPTION = attrgetter("shape", "dtype", "requires_grad")
@@ -90,10 +89,15 @@ class CachedEncoding:
         inner = [owner for owner in owners[1:] if isinstance(owner, GraphModule)]
         self._hooks = [vars(part)[name] for part in (*called, *inner) for name in HOOKS]
         nodes = list(_nodes(self._graphs))
-        self._nodes = [(*_PARTS(node), *_value(node)) for node in nodes]
-        # Dynamo's nodes have no "val"; getting one is a change.
-        lacking = [[_lacks(of[-2], key) for of in self._nodes] for key in _VALUE_KEYS]
-        self._lacking = [of for of in zip(_VALUE_KEYS, lacking, strict=True) if any(of[1])]
+        # Dynamo's nodes have no "val"; getting one is a change. Few nodes lack more than one key.
+        lacking = list(map(_lacking, nodes))
+        self._nodes = [
+            (*_PARTS(node), *_value(node), keys[0] if keys else None)
+            for node, keys in zip(nodes, lacking, strict=True)
+        ]
+        self._lacking_more = [
+            (node, key) for node, keys in zip(nodes, lacking, strict=True) for key in keys[1:]
+        ]
         registered = set(map(id, self._items))
         loose = set(map(id, self._extra_values))
         parts = list(chain.from_iterable(encoded.attributes))
@@ -130,7 +134,7 @@ class CachedEncoding:
         """
         try:
             return self._same_modules() and self._same_nodes() and self._same_tensors()
-        except KeyError:  # an attribute is missing
+        except (KeyError, ValueError):  # an attribute is missing; more or fewer nodes
             return False
 
     def _same_modules(self) -> bool:
@@ -163,24 +167,22 @@ class CachedEncoding:
     def _same_nodes(self) -> bool:
         if not _same(_graphs(self._graph_owners), self._graphs):
             return False
-        nodes = list(_nodes(self._graphs))
-        if len(nodes) != len(self._nodes):
-            return False
-        # A plain loop: its attribute access is faster than a getter called by `map`.
-        for node, (name, op, target, args, kwargs, key, value) in zip(nodes, self._nodes):  # noqa: B905
+        # A plain loop: its attribute access is faster than a getter called by `map`. It visits each
+        # node only once, because most of the time is spent waiting for memory.
+        for node, look in zip(_nodes(self._graphs), self._nodes, strict=True):
+            name, op, target, args, kwargs, key, value, lacking = look
+            meta = node.meta
             if (
                 node._args is not args  # noqa: SLF001 - without the property around it
                 or node._kwargs is not kwargs  # noqa: SLF001
                 or node.target is not target
                 or node.op is not op
                 or node.name is not name
-                or (key is not None and node.meta[key] is not value)
+                or (key is not None and meta[key] is not value)
+                or (lacking is not None and lacking in meta)
             ):
                 return False
-        return not any(
-            any(map(contains, map(_META, compress(nodes, lacking)), repeat(key)))
-            for key, lacking in self._lacking
-        )
+        return not any(key in node.meta for node, key in self._lacking_more)
 
     def _same_tensors(self) -> bool:
         tensors = self._tensors
@@ -242,12 +244,10 @@ def _value(node: Node) -> tuple[str | None, object]:
     return None, None
 
 
-def _lacks(found: str | None, key: str) -> bool:
-    """Whether a node whose metadata was found under `found` has none under `key`, which is first.
-
-    With it, the encoder would find other metadata.
-    """
-    return found is None or _VALUE_KEYS.index(key) < _VALUE_KEYS.index(found)
+def _lacking(node: Node) -> tuple[str, ...]:
+    """The keys under which the encoder would look first, and finds nothing in this node."""
+    found, _ = _value(node)
+    return _VALUE_KEYS if found is None else _VALUE_KEYS[: _VALUE_KEYS.index(found)]
 
 
 def _called(encoded: wire.EncodedGraph) -> list[torch.nn.Module]:

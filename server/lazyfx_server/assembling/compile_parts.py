@@ -32,6 +32,7 @@ from lazyfx_server.telemetry import Observer, UpstreamTransferred
 from lazyfx_server.upstream.calls import GrpcUpstreamCalls, UpstreamAddress
 from lazyfx_server.upstream.own_token import OwnToken
 from lazyfx_server.upstream.route import Routes
+from lazyfx_server.upstream.upstream_tls import UpstreamTls
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Compiling:
             observer=counts.observer,
             forwarded=forwarded,
         )
-        blobs = Blobs(store, settings.uploads, fleet)
+        blobs = Blobs(store, settings.uploads, fleet, storage.shared)
         return cls(compiler, artifacts, blobs, forwarding, routes, quotas)
 
 
@@ -139,17 +140,20 @@ def upstream(
         observer: Told of what is forwarded.
 
     Raises:
-        OSError: The file of its authorities or of the token cannot be read.
+        OSError: A file of certificates or of the token cannot be read.
     """
     given, ca = settings.upstream, settings.upstream.upstream_ca
     if given.upstream is None:
         return None, None
-    roots = None if ca is None or ca == SYSTEM else ca.read_bytes()
+    tls = None
+    if ca is not None:
+        roots = None if ca == SYSTEM else ca
+        tls = UpstreamTls(roots, given.upstream_certificate, given.upstream_key)
     token = None if given.upstream_token is None else OwnToken(given.upstream_token)
     pinned = [bytes.fromhex(key) for key in given.upstream_verify_keys]
     routes = Routes()
     calls = GrpcUpstreamCalls(
-        UpstreamAddress(given.upstream, roots, ca is not None),
+        UpstreamAddress(given.upstream, tls),
         own_id=routes.own_id,
         own_authorization=None if token is None else token.authorization,
         shows_callers=settings.callers.tokens is not None,

@@ -15,12 +15,13 @@ from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.rpc.authentication import Authenticator
 from lazyfx_server.rpc.calls_in_progress import CallsInProgress
 from lazyfx_server.rpc.grpc_server import GrpcServer
+from lazyfx_server.rpc.hits_at_once import HitsAtOnce
 from lazyfx_server.rpc.interceptors import CallInterceptor
 from lazyfx_server.rpc.message_bounds import request_bounds
 from lazyfx_server.rpc.pacing import RefusalPacing
 from lazyfx_server.rpc.request_decoding import Decoder
 from lazyfx_server.rpc.service import GraphCompilerService, ServerFacts
-from lazyfx_server.rpc.tls import TlsFiles
+from lazyfx_server.rpc.transport.tls import TlsFiles
 from lazyfx_server.security.bearer_tokens import TokenFile, TokenFileError
 from lazyfx_server.security.secret_file import SecretFileError, secret_of
 from lazyfx_server.settings.model import Settings
@@ -86,7 +87,13 @@ class Rpc:
         in_progress = CallsInProgress(counts.deferred, calls.max_call_seconds, pacing)
         server = GrpcServer(
             service,
-            CallInterceptor(in_progress, callers, compiling.quotas, compiling.routes),
+            CallInterceptor(
+                in_progress,
+                callers,
+                compiling.quotas,
+                compiling.routes,
+                HitsAtOnce(compiling.compiler.in_memory, compiling.quotas, counts.deferred),
+            ),
             in_progress,
             max_message_bytes=int(calls.max_message_bytes),
             max_streams=calls.max_streams,

@@ -22,6 +22,7 @@ from lazyfx_server.settings.model import Settings
 from lazyfx_server.store import MemoryStore, TieredStore
 from lazyfx_server.telemetry import Observer
 from lazyfx_server.workers.devices import Devices
+from lazyfx_server.workers.fallback import FallbackExecutor
 from lazyfx_server.workers.local_pools import local_natives
 from lazyfx_server.workers.pools import (
     NativeUnavailable,
@@ -101,7 +102,12 @@ class Workers:
         timeout = settings.jobs.job_timeout
         guard = memory_guard(settings, storage.store, passes.executor)
         admission = Admission(
-            settings.workers.workers, settings.calls, PASS_POOL, counts.observer, guard.refusal
+            settings.workers.workers,
+            settings.calls,
+            PASS_POOL,
+            counts.observer,
+            guard.refusal,
+            longest=settings.jobs.job_timeout,
         )
         if engine is not None:
             engine.cluster.listen(lambda: admission.resize(max(1, passes.count())))
@@ -129,11 +135,15 @@ def pass_processes(
     """
     if engine is not None:
         nodes = RayExecutor(engine, PASSES)
-        return PassWorkers(nodes, partial(pass_sandbox, engine), lambda: nodes.workers)
+        if not settings.workers.executor_fallback:
+            return PassWorkers(nodes, partial(pass_sandbox, engine), lambda: nodes.workers)
     held = protection(settings.workers)
-    executor = pass_workers(settings.workers, settings.jobs, sources, held.layers, on_restart)
+    local = pass_workers(settings.workers, settings.jobs, sources, held.layers, on_restart)
     sandbox = pb.SandboxStatus(layers=held.layers, missing=held.missing)
-    return PassWorkers(executor, lambda: sandbox, lambda: len(executor.pids))
+    if engine is not None:
+        both = FallbackExecutor(nodes, local)
+        return PassWorkers(both, partial(pass_sandbox, engine, sandbox), lambda: both.workers)
+    return PassWorkers(local, lambda: sandbox, lambda: len(local.pids))
 
 
 def native_compiles(
@@ -163,7 +173,8 @@ def native_compiles(
     required, forwards = native.native == "on", settings.upstream.upstream is not None
 
     def queue(slots: int) -> Admission:
-        return Admission(slots, settings.calls, NATIVE_POOL, observer, pressure)
+        longest = native.native_timeout
+        return Admission(slots, settings.calls, NATIVE_POOL, observer, pressure, longest=longest)
 
     if engine is not None and native.native != "off":
         nodes = RayBuilders(engine, native.native_timeout, crashes, observer)
@@ -189,7 +200,7 @@ def memory_guard(
 
     def free_memory() -> None:
         store.trim()
-        if isinstance(executor, ProcessExecutor):
+        if isinstance(executor, ProcessExecutor | FallbackExecutor):
             executor.trim()
         give_back_free_memory()
 

@@ -22,6 +22,7 @@ from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts, artifact_key
+from lazyfx_server.errors import FailedPreconditionError, RequestError, UnavailableError
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, ArtifactKind, kind_name
 from lazyfx_server.telemetry import Observer, RecompilesPerformed
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -167,11 +168,17 @@ class ArtifactMaker:
             resolved.place(resolved.message.kind),
         )
         started = time.monotonic()
-        record = await self._forwarded.make(request, module, place, flight)
+        refusal: RequestError | None = None
+        try:
+            record = await self._forwarded.make(request, module, place, flight)
+        except (UnavailableError, FailedPreconditionError) as error:
+            record, refusal = None, error
         if record is not None:
             return FoundArtifact(record, time.monotonic() - started)
         # One that the upstream can no longer sign is better than none.
         kept = await self._stored.find(place, module, request.kind)
+        if kept is None and refusal is not None:
+            raise refusal
         return None if kept is None else FoundArtifact(kept)
 
     async def _make_native(

@@ -80,6 +80,12 @@ class CompiledModule:
         return self.tenant.blob(self.record.compiled_graph.sha256)
 
     @property
+    def parts(self) -> list[str]:
+        """Store keys of the module: its record, its graph and its constants."""
+        constants = [self.tenant.blob(constant.sha256) for constant in self.record.constants]
+        return [*self.places, self.graph_blob, *constants]
+
+    @property
     def hit(self) -> bytes:
         """The response for a hit, serialized once."""
         if self._hit is None:

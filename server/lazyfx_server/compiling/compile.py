@@ -88,6 +88,11 @@ class Compiler:
         """Number of distinct compiles in flight."""
         return len(self._flights)
 
+    def in_memory(self, token: bytes, tenant: Tenant) -> CompiledModule | None:
+        """The module that a request by token asks for, if nothing has to be waited for."""
+        known = self._reader.known(token, tenant)
+        return None if known is None else self._catalog.recent(tenant, known.digest)
+
     async def compile(
         self, incoming: IncomingCompile, tenant: Tenant, time_left: Callable[[], float | None]
     ) -> bytes:
@@ -173,11 +178,12 @@ class Compiler:
                         damaged=damaged,
                     )
                     await self._maker.require_blobs(request, resolved.tenant)
-                    if asked := await self._ask_upstream(incoming, resolved, miss, flight):
-                        return asked
-                    return _FlightResult(
-                        await self._maker.make(incoming, resolved, miss, flight), miss
-                    )
+                    made = await self._ask_upstream(incoming, resolved, miss, flight)
+                    if made is None:
+                        module = await self._maker.make(incoming, resolved, miss, flight)
+                        made = _FlightResult(module, miss)
+                    ours.parts = made.module.parts
+                    return made
             assert ours.found is not None, "found, or made and returned"
             return _FlightResult(ours.found, MADE_ELSEWHERE)
 

@@ -98,6 +98,11 @@ class RequestReader:
         self._kept: LRUCache[bytes, bool] = LRUCache(_KNOWN_REQUESTS)
         self._known: LRUCache[bytes, ResolvedRequest] = LRUCache(_KNOWN_REQUESTS)
 
+    def known(self, token: bytes, tenant: Tenant) -> ResolvedRequest | None:
+        """The request that a token stands for, if this tenant has made it to this server."""
+        known: ResolvedRequest | None = self._known.get(token)
+        return known if known is not None and known.tenant == tenant else None
+
     async def read(self, incoming: IncomingCompile, tenant: Tenant) -> ResolvedRequest:
         """What a request asks for.
 

@@ -143,7 +143,11 @@ class ProcessExecutor:
         try:
             await asyncio.wait({answer}, timeout=timeout)
         except asyncio.CancelledError:
-            self._background(self._let_finish(worker, answer, min(timeout, self._cancel_grace)))
+            grace = min(timeout, self._cancel_grace)
+            if grace > 0 or answer.done():
+                self._background(self._let_finish(worker, answer, grace))
+            else:  # at once: every turn of a busy event loop may take milliseconds
+                worker.kill("cancelled")
             raise
         if not answer.done():
             worker.kill("timeout")

@@ -41,6 +41,11 @@ class Authenticator:
             return "tokens"
         return "certificates" if self.certificates else "open"
 
+    @property
+    def reads_certificates(self) -> bool:
+        """Whether a caller is let in only after a look at its certificate: see `certified`."""
+        return self.certificates and bool(self.names)
+
     def identify(self, metadata: Metadata) -> Tenant | None:
         """Identify the tenant of a call, before the first byte of the request is read.
 
@@ -64,7 +69,7 @@ class Authenticator:
             UnauthenticatedError: The caller cannot be identified.
             PermissionDeniedError: The certificate's name is not a valid tenant name.
         """
-        if tenant is not None and not (self.certificates and self.names):
+        if tenant is not None and not self.reads_certificates:
             return tenant
         name = _certificate_name(context.auth_context())
         if self.names and name not in self.names:

@@ -67,6 +67,11 @@ class CallsInProgress:
         """Refuse calls with UNAVAILABLE from now on."""
         self._refusal = _draining
 
+    @property
+    def are_admitted(self) -> bool:
+        """Whether calls are admitted."""
+        return self._refusal is None
+
     async def wait_until_idle(self) -> None:
         """Wait until no call is running."""
         await self._idle.wait()
@@ -88,7 +93,7 @@ class CallsInProgress:
             self._under_way -= 1
             if not self._under_way:
                 self._idle.set()
-        self._observer.observe(RequestHandled(method, code, seconds))
+        self._observer.observe(RequestHandled(method, code, (seconds,)))
 
 
 class Call:

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError, Message
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.limits.held_bytes import MemoryHold, RequestMemory
 from lazyfx_server.compiling.off_loop import compute
-from lazyfx_server.compiling.request import TOKEN_BYTES, IncomingCompile
+from lazyfx_server.compiling.request import IncomingCompile
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import InvalidRequestError
 from lazyfx_server.security.scanning import (
@@ -32,12 +32,6 @@ _MESSAGES: Final[Mapping[str, type[Message]]] = {
 _BATCH_FIELDS: Final = MessageBounds(
     {1: FieldBounds("request_id", mark=True), 2: FieldBounds("request")}
 )
-# The tag and the length of a token: the first bytes of a request that is nothing but a token.
-_ALONE: Final = pb.CompileRequest(request_token=bytes(TOKEN_BYTES)).SerializeToString()[
-    :-TOKEN_BYTES
-]
-_ALONE_BYTES: Final = len(_ALONE) + TOKEN_BYTES
-_NO_BODY: Final = memoryview(b"")
 
 
 class Decoder:
@@ -74,10 +68,6 @@ class Decoder:
     def decode(self, method: str, data: bytes, hold: MemoryHold) -> Any:
         """The request in these bytes; see `reading`."""
         try:
-            if method == "Compile" and len(data) == _ALONE_BYTES and data.startswith(_ALONE):
-                # A token and nothing else, as in nearly all hits.
-                token = pb.CompileRequest(request_token=data[len(_ALONE) :])
-                return IncomingCompile(token, _NO_BODY, len(data), hold)
             marked = scan(data, self._bounds[method])
             if method == "Compile":
                 return _incoming(data, Marked(0, 0, len(data)), marked, hold)

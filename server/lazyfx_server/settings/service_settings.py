@@ -133,6 +133,11 @@ class WorkerSettings(Part):
     """Seconds that the start waits for a first node of a Ray cluster. After that, the server serves
     what is in its store, and all other requests when there is a node."""
 
+    executor_fallback: bool = False
+    """Run passes in --workers processes of this machine while no node of a Ray cluster can run
+    them. Otherwise such requests fail with UNAVAILABLE until there is a node. Native compiles
+    always wait for a node."""
+
     workers: int = Field(default=_default_workers(), ge=1, le=256)
     """Worker processes that run passes and render artifacts. Default: one less than the number of
     CPUs, at least 1 and at most 8."""
@@ -163,6 +168,12 @@ class WorkerSettings(Part):
         if value not in ("local", "ray:local"):
             raise ValueError(f"must be local, ray:local or ray://HOST:PORT, not {value!r}")
         return value
+
+    @model_validator(mode="after")
+    def _fallback_needs_a_cluster(self) -> Self:
+        if self.executor_fallback and self.ray_address is None:
+            raise ValueError("--executor-fallback requires --executor ray:local or ray://HOST:PORT")
+        return self
 
     @property
     def ray_address(self) -> str | None:

@@ -30,6 +30,13 @@ class UpstreamSettings(Part):
     """PEM file with the authorities that certify the upstream, or "system" for those of this
     machine; enables TLS to the upstream."""
 
+    upstream_certificate: Path | None = None
+    """PEM file with the certificate chain that this server shows the upstream (--client-ca there),
+    for all of its callers. Reread when it changes."""
+
+    upstream_key: Path | None = None
+    """PEM file with the private key of --upstream-certificate."""
+
     upstream_verify_keys: Names = []
     """Public keys of the upstream in hex, as `lazyfx keys` prints them there. Default: the keys
     that it publishes, which requires TLS or an upstream on this machine."""
@@ -47,7 +54,14 @@ class UpstreamSettings(Part):
     checked every second; one that is late is not asked until it is in time again."""
 
     # The settings as a whole inherit from each part, so validators have names of their own.
-    @field_validator("upstream", "upstream_ca", "upstream_token", mode="before")
+    @field_validator(
+        "upstream",
+        "upstream_ca",
+        "upstream_certificate",
+        "upstream_key",
+        "upstream_token",
+        mode="before",
+    )
     @classmethod
     def _empty_upstream_is_none(cls, value: object) -> object:
         return None if value == "" else value
@@ -80,6 +94,10 @@ class UpstreamSettings(Part):
         stray = [name for name in names if getattr(self, name)]
         if self.upstream is None and stray:
             raise ValueError(f"--{stray[0].replace('_', '-')} requires --upstream")
+        if (self.upstream_certificate is None) != (self.upstream_key is None):
+            raise ValueError("--upstream-certificate and --upstream-key must be set together")
+        if self.upstream_certificate is not None and self.upstream_ca is None:
+            raise ValueError("--upstream-certificate requires --upstream-ca")
         return self
 
     @property
@@ -101,10 +119,12 @@ class UpstreamSettings(Part):
             return None
         if _same_address(self.upstream, listen):
             return "is this server itself (--listen); name the server nearer to the center"
-        if certificates and not tokens and self.upstream_token is None:
+        own = self.upstream_token or self.upstream_certificate
+        if certificates and not tokens and own is None:
             return (
                 "cannot be shown the certificates of callers (--client-ca); set --upstream-token "
-                "to ask it under this server's own name, or identify callers by --tokens"
+                "or --upstream-certificate to ask it under this server's own name, or identify "
+                "callers by --tokens"
             )
         if self.exposure is None or self.upstream_insecure:
             return None

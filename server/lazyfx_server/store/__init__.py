@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lazyfx_server.store.circuit_breaker import SLOWEST_BYTES
 from lazyfx_server.store.contract import (
     InvalidKeyError,
     OnCorrupt,
@@ -32,6 +33,7 @@ from lazyfx_server.store.tiered_store import TieredStore
 from lazyfx_server.store.verified_store import VerifiedStore
 
 __all__ = [
+    "SLOWEST_BYTES",
     "DiskStore",
     "InvalidKeyError",
     "Lease",

@@ -165,6 +165,6 @@ def _redis(url: str, ttl_seconds: int) -> RemoteStore:
 
 
 def _s3(url: str) -> RemoteStore:
-    from lazyfx_server.store.s3_store import S3Store
+    from lazyfx_server.store.buckets.s3_store import S3Store
 
     return S3Store(url, max_entry_bytes=MAX_ENTRY_BYTES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,7 +66,7 @@ class SharedIdentity:
             ).hex(),
             "signing_keys": sorted(key.hex() for key in self.signing_keys()),
         }
-        mark = json.dumps(own).encode()
+        mark = json.dumps({**own, "sum": _sum(own)}).encode()
         found = await store.begin_get(_PLACE)
         if found is None:
             try:
@@ -106,9 +106,18 @@ async def _replace(store: RemoteStore, mark: bytes) -> None:
         pass  # it cannot be written to
 
 
+def _sum(own: Mapping[str, object]) -> str:
+    """Shows that a mark is not damaged: else one wrong digit would look like another secret."""
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
 def _parsed(mark: bytes) -> tuple[str, set[str]] | None:
     try:
         read = json.loads(mark)
-        return str(read["tenant_secret"]), {str(key) for key in read["signing_keys"]}
-    except (ValueError, TypeError, KeyError, RecursionError):
+        found = {name: read[name] for name in ("tenant_secret", "signing_keys")}
+        # Servers of earlier releases leave none.
+        if read.get("sum") not in (None, _sum(found)):
+            return None
+        return str(found["tenant_secret"]), {str(key) for key in found["signing_keys"]}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None  # damaged: it is made again

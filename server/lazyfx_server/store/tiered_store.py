@@ -142,9 +142,9 @@ class TieredStore:
         await self._failures.result(self._upper, "delete", key, self._upper.delete(key))
         await asyncio.wait({task})
 
-    async def flush(self) -> None:
-        """Wait until what was put or deleted so far is in the lower tier, or has failed there."""
-        if tasks := {task for _, task in self._pending.values()}:
+    async def flush(self, keys: Iterable[str]) -> None:
+        """Wait until what was put or deleted under these keys is in the lower tier, or failed."""
+        if tasks := {self._pending[key][1] for key in keys if key in self._pending}:
             await asyncio.wait(tasks)
 
     def stats(self) -> StoreStats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from lazyfx_server.telemetry.events import (
@@ -12,6 +12,7 @@ from lazyfx_server.telemetry.events import (
     LookupResult,
     Observer,
     OverheadSpent,
+    RequestHandled,
     Reused,
 )
 
@@ -33,6 +34,7 @@ class DeferredObserver:
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
         self._events: list[Event] = []
+        self._hits: dict[str, tuple[list[float], list[float]]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def observe(self, event: Event) -> None:
@@ -41,14 +43,40 @@ class DeferredObserver:
             self._timer = asyncio.get_running_loop().call_later(_SECONDS, self.settle)
         self._events.append(event)
 
+    def hit(self, seconds: float, reused_seconds: float, tenant: str) -> None:
+        """Queue the events of a call that was a hit.
+
+        Args:
+            seconds: The duration of the call.
+            reused_seconds: How long the compile took that it saved.
+            tenant: Whose call it was.
+        """
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SECONDS, self.settle)
+        hits = self._hits.get(tenant)
+        if hits is None:
+            hits = self._hits[tenant] = ([], [])
+        hits[0].append(seconds)
+        hits[1].append(reused_seconds)
+
     def settle(self) -> None:
         """Pass on all queued events now."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         events, self._events = self._events, []
-        for event in _merged(events):
+        hits, self._hits = self._hits, {}
+        for event in _merged((*events, *_of_hits(hits))):
             self._observer.observe(event)
+
+
+def _of_hits(hits: Mapping[str, tuple[list[float], list[float]]]) -> Iterator[Event]:
+    """The events of hits: by tenant, the seconds of the calls, and those that they saved."""
+    for tenant, (seconds, reused) in hits.items():
+        yield LookupMade("hit", tenant=tenant, count=len(seconds))
+        yield Reused(sum(reused), tenant)
+        yield OverheadSpent("key", sum(seconds), tenant)
+        yield RequestHandled("Compile", "OK", tuple(seconds))
 
 
 def _merged(events: Iterable[Event]) -> Iterator[Event]:

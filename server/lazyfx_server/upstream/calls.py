@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,12 +21,17 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.forwarding.upstream_calls import DeadlinePassedError
 from lazyfx_server.upstream.route import VIA, current_route
+from lazyfx_server.upstream.upstream_tls import UpstreamTls
+
+_log = logging.getLogger(__name__)
 
 _SERVICE: Final = "/lazyfx.v1.GraphCompiler/"
 _HEALTH: Final = "/grpc.health.v1.Health/Check"
 _MAX_ANSWER_BYTES: Final = 16 * 2**20
 _MAX_SENT_BYTES: Final = 64 * 2**20
 _INFO_SECONDS: Final = 5.0
+# Calls that are longer are ended when a certificate is renewed.
+_LONGEST_CALL_SECONDS: Final = 600.0
 _OPTIONS: Final[Sequence[tuple[str, int]]] = (
     # Whoever asked decides what follows a failure: this server does the work.
     ("grpc.enable_retries", 0),
@@ -35,6 +42,7 @@ _OPTIONS: Final[Sequence[tuple[str, int]]] = (
     ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.keepalive_time_ms", 40_000),
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),
@@ -51,13 +59,11 @@ class UpstreamAddress:
 
     Attributes:
         address: As `addresses.read_address` returns it.
-        roots: PEM of the authorities that certify it; None for those of the system.
-        with_tls: Whether the connection is encrypted.
+        tls: How the connection is encrypted; None for plaintext.
     """
 
     address: str
-    roots: bytes | None = None
-    with_tls: bool = False
+    tls: UpstreamTls | None = None
 
 
 class GrpcUpstreamCalls:
@@ -69,6 +75,9 @@ class GrpcUpstreamCalls:
         own_authorization: This server's own authorization header; None to show the caller's.
         shows_callers: Whether to show the caller's, which this server has checked.
         on_bytes: Counts the bytes of messages.
+
+    Raises:
+        OSError: A file of its TLS cannot be used.
     """
 
     def __init__(
@@ -85,18 +94,36 @@ class GrpcUpstreamCalls:
         self._own_id = own_id
         self._own_authorization = own_authorization
         self._on_bytes = on_bytes
-        if where.with_tls:
-            credentials = grpc.ssl_channel_credentials(where.roots)
-            self._channel = grpc.aio.secure_channel(where.address, credentials, options=_OPTIONS)
-        else:
-            self._channel = grpc.aio.insecure_channel(where.address, options=_OPTIONS)
+        self._where = where
+        self._seen = where.tls and where.tls.fingerprint()
+        self._channel = _open_channel(where)
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
         """See `UpstreamCalls.close`."""
         await self._channel.close()
+        await asyncio.gather(*self._ending)
+
+    def _follow_files(self) -> None:
+        """Connect again if a certificate has been renewed. Calls under way end as they began."""
+        seen = self._where.tls and self._where.tls.fingerprint()
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            renewed = _open_channel(self._where)
+        except OSError as error:
+            _log.error("keeping the previous certificates for the upstream: %s", error)
+            return
+        previous, self._channel = self._channel, renewed
+        ending = asyncio.ensure_future(previous.close(_LONGEST_CALL_SECONDS))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        _log.info("the certificates for the upstream changed")
 
     async def is_serving(self, seconds: float) -> bool:
         """Whether it answers a health check within that time, and serves."""
+        self._follow_files()
         check: Any = self._channel.unary_unary(
             _HEALTH,
             request_serializer=health_pb2.HealthCheckRequest.SerializeToString,
@@ -191,6 +218,12 @@ class GrpcUpstreamCalls:
         if self.forwards_callers and route.authorization:
             return ("authorization", route.authorization), via
         return (via,)
+
+
+def _open_channel(where: UpstreamAddress) -> grpc.aio.Channel:
+    if where.tls is None:
+        return grpc.aio.insecure_channel(where.address, options=_OPTIONS)
+    return grpc.aio.secure_channel(where.address, where.tls.credentials(), options=_OPTIONS)
 
 
 @contextmanager

@@ -61,9 +61,15 @@ def common_sandbox(descriptions: Sequence[pb.SandboxStatus]) -> pb.SandboxStatus
     return pb.SandboxStatus(layers=layers, missing=missing)
 
 
-def pass_sandbox(engine: RayEngine) -> pb.SandboxStatus:
-    """How the workers that run passes are confined, on the node that confines them least."""
-    return common_sandbox([described(node.description).sandbox for node in engine.cluster.nodes])
+def pass_sandbox(engine: RayEngine, local: pb.SandboxStatus | None = None) -> pb.SandboxStatus:
+    """How the workers that run passes are confined, on the node that confines them least.
+
+    Args:
+        engine: The cluster.
+        local: How those of this machine are, if they run passes, too.
+    """
+    found = [described(node.description).sandbox for node in engine.cluster.nodes]
+    return common_sandbox(found if local is None else [*found, local])
 
 
 class RayBuilders:

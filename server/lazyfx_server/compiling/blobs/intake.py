@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.blobs.shared_parts import PartWriter, SharedParts
 from lazyfx_server.compiling.blobs.unfinished_uploads import StagedBlob, UnfinishedUploads
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.limits.request_checks import check_digest
@@ -29,15 +30,23 @@ class Blobs:
         store: The store of blobs.
         limits: Bounds on uploads.
         fleet: Servers that may be asked next for what has been uploaded here.
+        shared: The store that they share; None if there are none.
     """
 
-    def __init__(self, store: Store, limits: UploadLimits, fleet: FleetFlights) -> None:
+    def __init__(
+        self,
+        store: Store,
+        limits: UploadLimits,
+        fleet: FleetFlights,
+        shared: Store | None = None,
+    ) -> None:
         self._store = store
         self._fleet = fleet
         self._limits = limits
         # Uploads go to files; only one large one at a time is read into memory, for the store.
         self._one_large = asyncio.Lock()
         self._unfinished = UnfinishedUploads(limits)
+        self._parts = SharedParts(shared)
 
     async def missing(
         self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
@@ -70,11 +79,10 @@ class Blobs:
         present = await self._store.contains(places)
         # A store in memory never yields to the event loop.
         await asyncio.sleep(0)
-        return [
-            (digest, self._unfinished.received(tenant.name, digest.sha256))
-            for digest, place in zip(some, places, strict=True)
-            if place not in present
-        ]
+        missing = [d for d, place in zip(some, places, strict=True) if place not in present]
+        here = {d.sha256: self._unfinished.received(tenant.name, d.sha256) for d in missing}
+        shared = await self._parts.received((d for d in missing if not here[d.sha256]), tenant)
+        return [(d, here[d.sha256] or shared.get(d.sha256, 0)) for d in missing]
 
     async def upload(
         self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant
@@ -92,20 +100,23 @@ class Blobs:
             TimedOutError: No chunk arrived for too long, or the upload is too slow.
             OverloadedError: The tenant has too many unfinished uploads.
         """
-        upload = _Upload(self._unfinished, tenant.name)
+        upload = _Upload(self._unfinished, self._parts, tenant)
         keep = True
         try:
             return await self._take(chunks, tenant, upload)
         except (InvalidRequestError, OverloadedError):
             keep = False
+            if upload.blob is not None and upload.blob.complete:  # its bytes are wrong
+                self._parts.drop(upload.blob.digest, tenant)
             raise
         finally:
-            upload.end(keep=keep)
+            await upload.end(keep=keep)
 
     async def _take(
         self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant, upload: _Upload
     ) -> tuple[int, int]:
-        stored = stored_bytes = 0
+        stored: set[str] = set()
+        count = stored_bytes = 0
         limits, most = self._limits, self._limits.bound("max_blob_bytes")
         async for chunk in _within(chunks, limits.upload_idle_timeout, limits.min_upload_rate):
             check_digest("digest", chunk.digest)
@@ -120,50 +131,67 @@ class Blobs:
                     data = await asyncio.to_thread(blob.verified)
                     await self._store.put(tenant.blob(blob.sha256), data)
                     del data
-                stored += 1
+                stored.add(tenant.blob(blob.sha256))
+                count += 1
                 stored_bytes += blob.size
-                upload.end(keep=False)
+                self._parts.drop(blob.digest, tenant)
+                await upload.end(keep=False)
         if upload.blob is not None:
             arrived, size = upload.blob.received, upload.blob.size
             # A broken connection looks the same.
-            upload.end(keep=True)
+            await upload.end(keep=True)
             raise InvalidRequestError.of_field(
                 "data", f"the stream ended after {arrived} of {size} bytes"
             )
-        await self._fleet.publish()
-        return stored, stored_bytes
+        await self._fleet.publish(stored, stored_bytes)
+        return count, stored_bytes
 
 
 class _Upload:
     """One stream of chunks: the current blob, and its counted bytes."""
 
-    def __init__(self, unfinished: UnfinishedUploads, tenant: str) -> None:
+    def __init__(self, unfinished: UnfinishedUploads, parts: SharedParts, tenant: Tenant) -> None:
         self._unfinished = unfinished
+        self._parts = parts
         self._tenant = tenant
         self._bytes = 0
+        self._writer: PartWriter | None = None
         self.blob: StagedBlob | None = None
 
     async def add(self, chunk: pb.UploadBlobsRequest) -> StagedBlob:
         """Add a chunk, the first of a blob or the next one."""
         if self.blob is None:
-            left = self._unfinished.take(self._tenant, chunk.digest.sha256)
-            again = left is None or not chunk.offset or left.size != chunk.digest.size_bytes
-            self.blob = StagedBlob(chunk.digest) if again or left is None else left
+            self.blob = await self._begun(chunk) or StagedBlob(chunk.digest)
+            self._writer = self._parts.writer(self.blob, self._tenant)
             self._count(self.blob.received)
         self._count(len(chunk.data))
         await asyncio.to_thread(self.blob.add, chunk)
+        if self._writer is not None:
+            await self._writer.advance()
         return self.blob
 
+    async def _begun(self, chunk: pb.UploadBlobsRequest) -> StagedBlob | None:
+        """The part that an earlier upload has brought, if this one goes on from there."""
+        kept = self._unfinished.take(self._tenant.name, chunk.digest.sha256)
+        if not chunk.offset:
+            return None
+        if kept is not None and kept.size == chunk.digest.size_bytes:
+            return kept
+        return await self._parts.read(chunk.digest, self._tenant, chunk.offset)
+
     def _count(self, size: int) -> None:
-        self._unfinished.add(self._tenant, size)
+        self._unfinished.add(self._tenant.name, size)
         self._bytes += size
 
-    def end(self, *, keep: bool) -> None:
+    async def end(self, *, keep: bool) -> None:
         """Stop counting the blob; keep the received part if the upload may be resumed."""
-        self._unfinished.remove(self._tenant, self._bytes)
-        if self.blob is not None and not (keep and self._unfinished.keep(self._tenant, self.blob)):
-            self.blob.close()
-        self._bytes, self.blob = 0, None
+        self._unfinished.remove(self._tenant.name, self._bytes)
+        blob, writer = self.blob, self._writer
+        self._bytes, self.blob, self._writer = 0, None, None
+        if blob is not None and not (keep and self._unfinished.keep(self._tenant.name, blob)):
+            blob.close()
+        if writer is not None:
+            await writer.finish()
 
 
 async def _within(

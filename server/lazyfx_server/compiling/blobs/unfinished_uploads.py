@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from tempfile import SpooledTemporaryFile
 
 from lazyfx.v1 import compiler_pb2 as pb
@@ -24,6 +25,7 @@ class StagedBlob:
     """A partially received blob."""
 
     def __init__(self, digest: graph_pb2.Digest) -> None:
+        self.digest = digest
         self.sha256 = digest.sha256
         self.size = digest.size_bytes
         # In memory while it is small, then in an unnamed file.
@@ -61,6 +63,13 @@ class StagedBlob:
             ) from error
         self._hash.update(data)
         self.received += len(data)
+
+    def read(self, start: int, size: int) -> bytes:
+        """Some of the received bytes."""
+        self._file.seek(start)
+        data = self._file.read(size)
+        self._file.seek(0, os.SEEK_END)
+        return data
 
     @property
     def complete(self) -> bool:

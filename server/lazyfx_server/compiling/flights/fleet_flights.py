@@ -10,13 +10,14 @@ server that gets no answer about leases works as if it were alone.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from lazyfx_server.compiling.flights.leased_flight import LeasedFlight, LoneFlight, Shared, Work
 from lazyfx_server.compiling.flights.single_flight import Flight
 from lazyfx_server.compiling.limits.cost_estimates import PASS_JOBS, CostEstimates
-from lazyfx_server.store import Leases, TieredStore
+from lazyfx_server.store import SLOWEST_BYTES, Leases, TieredStore
 from lazyfx_server.telemetry import FleetFlightEnded, FleetOutcome, Observer
 
 Result = TypeVar("Result")
@@ -79,10 +80,16 @@ class FleetFlights:
         """What another server tells about a result that this one waits for; empty if nothing."""
         return b"" if self._shared is None else self._shared.notes.get(place, b"")
 
-    async def publish(self) -> None:
-        """Wait until other servers can find what this one has stored so far, within seconds."""
+    async def publish(self, keys: Iterable[str], size: int) -> None:
+        """Wait until other servers can find what is stored under these keys, but not for long.
+
+        Args:
+            keys: The store keys.
+            size: Bytes of what is stored there; more may take longer.
+        """
         if self._shared is not None:
-            await self._shared.publish()
+            seconds = self._settings.publish_seconds + size / SLOWEST_BYTES
+            await self._shared.publish(keys, seconds)
 
     async def drain(self) -> None:
         """Wait until the leases of flights that have ended have ended, too."""

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar
@@ -73,9 +73,9 @@ class Shared:
         self.notes: dict[str, bytes] = {}
         self.ending: set[asyncio.Task[None]] = set()
 
-    async def publish(self) -> None:
-        """Wait until other servers can find what this one has stored so far, within seconds."""
-        await asyncio.wait({asyncio.ensure_future(self.store.flush())}, timeout=_PUBLISH_SECONDS)
+    async def publish(self, keys: Iterable[str], seconds: float) -> None:
+        """Wait for some seconds until other servers can find what is stored under these keys."""
+        await asyncio.wait({asyncio.ensure_future(self.store.flush(keys))}, timeout=seconds)
 
 
 class LoneFlight(Generic[Result]):
@@ -86,10 +86,12 @@ class LoneFlight(Generic[Result]):
 
     Attributes:
         found: The result, if another server has made it.
+        parts: Set to the store keys of what belongs to a result that is made here.
     """
 
     def __init__(self) -> None:
         self.found: Result | None = None
+        self.parts: Sequence[str] = ()
 
     async def __aenter__(self) -> Self:
         return self
@@ -252,7 +254,7 @@ class LeasedFlight(LoneFlight[Result]):
 
     async def _ended(self, lease: Lease | None, *, publish: bool) -> None:
         if publish:
-            await self._shared.publish()
+            await self._shared.publish({self._work.place, *self.parts}, _PUBLISH_SECONDS)
             self._published.set()
         self._left.set()
         if self._watching is not None:

@@ -18,7 +18,7 @@ from lazyfx_server.telemetry import Abandonment
 
 Result = TypeVar("Result")
 
-STOP_SECONDS: Final = 0.05
+STOP_SECONDS: Final = 0.02
 """How long a running job may continue when no caller waits for it any more. A worker is killed
 within 0.1 s after the last caller has left, which includes the time until the server notices."""
 

@@ -15,6 +15,7 @@ from lazyfx_server.compiling.request import ENVIRONMENT_FIELD, PIPELINE_FIELD
 VIA_FIELD: Final = "metadata.lazyfx-via"
 """The field that a server names when a request has come through it before."""
 
+_AWAY_SECONDS: Final = 2.0
 PAUSE_SECONDS: Final = 60.0
 """What only an operator can repair need not be tried with each request."""
 
@@ -47,12 +48,21 @@ def meaning_of(
         return errors.TimedOutError(f"the upstream: {reason}")
     if isinstance(error, received.UnavailableError) and error.retry_after is not None:
         # It answers, but not this now. Its health checks say whether to go on asking it.
-        return UpstreamFailureError(reason, "failed")
+        return UpstreamFailureError(reason, "failed", is_passing=True)
     if isinstance(error, received.UnavailableError) or error.code == "CANCELLED":
         return UpstreamFailureError(reason, "unreachable")
     if isinstance(error, received.PreconditionError):
         return _unfit(error)
-    return UpstreamFailureError(reason, "failed")
+    is_absent = isinstance(error, received.NotFoundError)
+    return UpstreamFailureError(reason, "failed", not_found=is_absent)
+
+
+def of_what_is_needed(failure: UpstreamFailureError) -> errors.RequestError:
+    """The error for the caller of what only the upstream could have made."""
+    told = f"the upstream did not serve it, and this server cannot build it: {failure}"
+    if failure.is_passing:
+        return errors.UnavailableError(f"{told}; try again", retry_after=_AWAY_SECONDS)
+    return errors.FailedPreconditionError(told)
 
 
 def _denied(

@@ -8,7 +8,9 @@ from typing import Any
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.catalog import Catalog, CompiledModule
 from lazyfx_server.compiling.flights.single_flight import Flight
+from lazyfx_server.compiling.forwarding.answers import of_what_is_needed
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
+from lazyfx_server.compiling.forwarding.upstream_calls import NOT_IN_USE
 from lazyfx_server.compiling.forwarding.upstream_keys import has_expired
 from lazyfx_server.compiling.native_artifacts import NativeCompiles
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts
@@ -77,24 +79,32 @@ class ForwardedArtifacts:
             flight: Notified when the upstream is asked.
 
         Raises:
-            ModuleNotFoundInCacheError: The upstream does not serve it, but may if it compiles the
-                module again, and this server cannot build it.
+            ModuleNotFoundInCacheError: The upstream does not have the module, but will if it
+                compiles it again, and this server cannot build the artifact.
+            UnavailableError: The upstream cannot serve it now, and this server cannot build it.
+            FailedPreconditionError: The upstream cannot serve it, and this server cannot build it.
             RequestError: The upstream refuses the caller.
         """
+        kind = ARTIFACT_KINDS[request.kind]
+        is_needed = kind.maker == "native" and not self._native.targets
         if not self._forwarding.in_use:
+            if is_needed:
+                raise of_what_is_needed(NOT_IN_USE)
             return None
         flight.mark_running()
-        kind = ARTIFACT_KINDS[request.kind]
         found = None
         if module.record.HasField("upstream"):
             try:
                 found = await self._forwarding.artifact(
-                    request, module.report.pipeline, partial(self._progress.__setitem__, place)
+                    request,
+                    module.report.pipeline,
+                    partial(self._progress.__setitem__, place),
+                    is_needed=is_needed,
                 )
             finally:
                 self._progress.pop(place, None)
         if found is None:
-            if kind.maker == "native" and not self._native.targets and self._forwarding.in_use:
+            if is_needed:
                 await self._catalog.remove(module)
                 raise ModuleNotFoundInCacheError(
                     "the upstream did not serve the artifact, and this server cannot build it; "

@@ -17,11 +17,12 @@ from lazyfx.shared.format_version import FORMAT_VERSION
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.result_checks import check_compile_result
 from lazyfx_server.compiling.dispatch.sending import Jobs
-from lazyfx_server.compiling.forwarding.answers import meaning_of, names_pipeline
+from lazyfx_server.compiling.forwarding.answers import meaning_of, names_pipeline, of_what_is_needed
 from lazyfx_server.compiling.forwarding.downloading import BOUNDS, Downloads, OnProgress
 from lazyfx_server.compiling.forwarding.link import UpstreamLink
 from lazyfx_server.compiling.forwarding.uploading_blobs import Buffer, ReadBlob, upload_missing
 from lazyfx_server.compiling.forwarding.upstream_calls import (
+    NOT_IN_USE,
     UpstreamCalls,
     UpstreamFailureError,
 )
@@ -60,6 +61,17 @@ class ForwardedCompile:
     cache: pb.CacheResult
     result: worker.CompileResult
     origin: worker.UpstreamModule
+
+
+class _Ended:
+    """How asking the upstream has ended."""
+
+    def __init__(self) -> None:
+        self.outcome: UpstreamOutcome = "left"
+        self.failure: UpstreamFailureError | None = None
+
+    def __call__(self, outcome: UpstreamOutcome) -> None:
+        self.outcome = outcome
 
 
 class Forwarding:
@@ -167,19 +179,31 @@ class Forwarding:
         request: pb.GetArtifactRequest,
         pipeline: str,
         on_progress: OnProgress | None = None,
+        *,
+        is_needed: bool = False,
     ) -> tuple[bytes, pb.ArtifactSignature] | None:
         """Fetch an artifact of a module that the upstream compiled.
 
+        Args:
+            request: Names it.
+            pipeline: What was compiled.
+            on_progress: Called with the progress of a native compile.
+            is_needed: This server cannot make it itself.
+
         Returns:
-            Its bytes and the upstream's signature; None if the upstream cannot serve it.
+            Its bytes and the upstream's signature; None if the upstream cannot serve it. One that
+            is needed is None only if the upstream says that it has no such module.
 
         Raises:
+            UnavailableError: One that is needed cannot be had now.
+            FailedPreconditionError: One that is needed cannot be had.
             RequestError: The upstream refuses the caller.
         """
         forwarded = pb.GetArtifactRequest()
         forwarded.CopyFrom(request)
         forwarded.ClearField("offset")
-        return await self._ask("artifact", self._artifact(forwarded, pipeline, on_progress))
+        work = self._artifact(forwarded, pipeline, on_progress)
+        return await self._ask("artifact", work, is_needed=is_needed)
 
     async def _artifact(
         self, request: pb.GetArtifactRequest, pipeline: str, on_progress: OnProgress | None
@@ -187,10 +211,14 @@ class Forwarding:
         await self._describe()
         return await self._downloads.artifact(request, pipeline, on_progress)
 
-    async def _ask(self, what: UpstreamQuestion, work: Coroutine[Any, Any, T]) -> T | None:
+    async def _ask(
+        self, what: UpstreamQuestion, work: Coroutine[Any, Any, T], *, is_needed: bool = False
+    ) -> T | None:
         """What the upstream answers; None if it cannot serve this, which is counted and logged."""
         if not self._link.in_use:
             work.close()
+            if is_needed:
+                raise of_what_is_needed(NOT_IN_USE)
             return None
         answer: T | None = None
         with self._counted(what) as ended:
@@ -203,28 +231,28 @@ class Forwarding:
                 raise meaning_of(error, forwards_callers=own) from error
             ended("answered")
             self._outages.recovered(f"upstream: {what}")
+        failure = ended.failure
+        if is_needed and failure is not None and not failure.not_found:
+            raise of_what_is_needed(failure) from failure
         return answer
 
     @contextmanager
-    def _counted(self, what: UpstreamQuestion) -> Iterator[Any]:
-        outcome: list[UpstreamOutcome] = ["left"]
-
-        def ended(how: UpstreamOutcome) -> None:
-            outcome[0] = how
-
+    def _counted(self, what: UpstreamQuestion) -> Iterator[_Ended]:
+        ended = _Ended()
         try:
             yield ended
         except UpstreamFailureError as failure:
-            outcome[0] = failure.outcome
+            ended(failure.outcome)
+            ended.failure = failure
             if failure.outcome == "unreachable" or failure.pause:
                 self._link.give_up(str(failure), failure.pause)
             elif failure.outcome != "values":
                 self._outages.failed(f"upstream: {what}", failure)
         except RequestError:
-            outcome[0] = "refused"
+            ended("refused")
             raise
         finally:
-            self._observer.observe(UpstreamAsked(what, outcome[0]))
+            self._observer.observe(UpstreamAsked(what, ended.outcome))
 
     async def _describe(self) -> None:
         """Learn the keys of the upstream, once each time that it comes back."""

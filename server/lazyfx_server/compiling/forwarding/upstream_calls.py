@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from lazyfx.errors import TimedOutError
 from lazyfx.v1 import compiler_pb2 as pb
@@ -17,12 +17,27 @@ class UpstreamFailureError(Exception):
     Attributes:
         outcome: Why, for metrics.
         pause: Seconds for which it need not be asked again, whatever its health; 0 to go on.
+        not_found: Whether it answered that it does not have what was asked for.
+        is_passing: Whether asking again may help soon.
     """
 
-    def __init__(self, reason: str, outcome: UpstreamOutcome, pause: float = 0.0) -> None:
+    def __init__(
+        self,
+        reason: str,
+        outcome: UpstreamOutcome,
+        pause: float = 0.0,
+        *,
+        not_found: bool = False,
+        is_passing: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.outcome = outcome
         self.pause = pause
+        self.not_found = not_found
+        self.is_passing = is_passing or outcome == "unreachable"
+
+
+NOT_IN_USE: Final = UpstreamFailureError("it is not in use", "unreachable")
 
 
 class DeadlinePassedError(TimedOutError):

@@ -87,6 +87,7 @@ class Admission:
         pool: The kind of workers.
         observer: Notified of jobs that start and of refusals.
         pressure: Returns why no new work is accepted at present, or None.
+        longest: The time limit of a job in seconds.
     """
 
     def __init__(
@@ -96,6 +97,8 @@ class Admission:
         pool: Pool = PASS_POOL,
         observer: Observer | None = None,
         pressure: Callable[[], UnavailableError | None] | None = None,
+        *,
+        longest: float = math.inf,
     ) -> None:
         self._slots = slots
         self._free = slots
@@ -104,7 +107,7 @@ class Admission:
         self._pool = pool
         self._observer = observer
         self._pressure = pressure
-        self._estimates = CostEstimates(pool.unknown)
+        self._estimates = CostEstimates(pool.unknown, longest)
         self._queue = FairQueue()
         self._serials = itertools.count()
         self._turns: dict[Ticket, asyncio.Future[None]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -75,10 +76,12 @@ class CostEstimates:
 
     Args:
         unknown: The rate of jobs of a family that has not run yet.
+        longest: The time limit of a job, which none exceeds.
     """
 
-    def __init__(self, unknown: Rate) -> None:
+    def __init__(self, unknown: Rate, longest: float = math.inf) -> None:
         self._unknown = unknown
+        self._longest = longest
         self._same: LRUCache[bytes, tuple[float, float]] = LRUCache(_MAX_JOBS)
         self._families: LRUCache[bytes, tuple[float, int]] = LRUCache(_MAX_FAMILIES)
 
@@ -86,11 +89,11 @@ class CostEstimates:
         """How long a job of this kind will take."""
         if (known := self._same.get(kind.same)) is not None:
             usual, fastest = known
-            return Estimate(usual, _SURE_OF_SAME_JOB * fastest)
+            return self._bounded(usual, _SURE_OF_SAME_JOB * fastest)
         rate, measured = self._families.get(kind.family, (self._unknown.seconds_per_byte, 0))
         seconds = rate * self._size(kind)
         is_sure = measured >= _ENOUGH and not kind.is_claimed
-        return Estimate(seconds, _SURE_OF_FAMILY * seconds if is_sure else 0.0)
+        return self._bounded(seconds, _SURE_OF_FAMILY * seconds if is_sure else 0.0)
 
     def record(self, kind: JobKind, seconds: float) -> None:
         """Record how long a job took that has succeeded."""
@@ -102,6 +105,9 @@ class CostEstimates:
         rate = seconds / self._size(kind)
         usual, measured = self._families.get(kind.family, (rate, 0))
         self._families[kind.family] = (usual + _NEWEST * (rate - usual), measured + 1)
+
+    def _bounded(self, seconds: float, at_least: float) -> Estimate:
+        return Estimate(min(seconds, self._longest), min(at_least, self._longest))
 
     def _size(self, kind: JobKind) -> int:
         return kind.size + self._unknown.overhead_bytes

@@ -63,7 +63,8 @@ class Quotas:
         Raises:
             OverloadedError: The quota is exceeded; says when to retry.
         """
-        self._use(tenant, "requests", self._limits.quota_requests, _MINUTE, 1.0, "per minute")
+        if self._limits.quota_requests is not None:
+            self._use(tenant, "requests", self._limits.quota_requests, _MINUTE, 1.0, "per minute")
 
     def charge_bytes(self, tenant: Tenant, size: int) -> None:
         """Count received bytes.
@@ -71,7 +72,8 @@ class Quotas:
         Raises:
             OverloadedError: The quota is exceeded; says when to retry.
         """
-        self._use(tenant, "bytes", self._limits.quota_bytes, _HOUR, float(size), "per hour")
+        if self._limits.quota_bytes is not None:
+            self._use(tenant, "bytes", self._limits.quota_bytes, _HOUR, float(size), "per hour")
 
     @contextmanager
     def charge_work(self, tenant: Tenant) -> Iterator[None]:

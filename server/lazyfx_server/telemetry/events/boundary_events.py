@@ -29,12 +29,12 @@ class RequestHandled:
     Attributes:
         method: Its name without the service: "Compile".
         code: Name of the gRPC status code, e.g. "OK".
-        seconds: Its duration.
+        seconds: Its duration; several if events were merged.
     """
 
     method: str
     code: str
-    seconds: float
+    seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

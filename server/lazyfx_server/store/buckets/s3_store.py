@@ -13,13 +13,14 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 from obstore.store import S3Store as Bucket
 
+from lazyfx_server.store.buckets.object_leases import ObjectLeases
 from lazyfx_server.store.contract import (
     MissingStoreError,
     Reading,
@@ -31,6 +32,7 @@ from lazyfx_server.store.contract import (
 )
 
 if TYPE_CHECKING:
+    from obstore import PutMode, PutResult
     from obstore.store import RetryConfig
 
 STORE_VERSION: Final = 1
@@ -80,6 +82,7 @@ class S3Store:
         self._bucket_name = parts.netloc
         self._most = max_entry_bytes
         self._room = asyncio.Semaphore(_AT_ONCE)
+        self._leases = ObjectLeases(self)
         try:
             self._bucket = Bucket(
                 parts.netloc,
@@ -159,8 +162,7 @@ class S3Store:
     async def delete(self, key: str) -> None:
         """See `Store.delete`."""
         checked_key(key)
-        with contextlib.suppress(FileNotFoundError):
-            await self._answer(lambda: obstore.delete_async(self._bucket, key))
+        await self.delete_object(key)
 
     async def quarantine(self, key: str) -> None:
         """Moves the object to the folder ``quarantine``."""
@@ -170,6 +172,47 @@ class S3Store:
             await self._answer(
                 lambda: obstore.rename_async(self._bucket, key, f"quarantine/{space}-{digits}")
             )
+
+    async def take_lease(self, key: str, value: bytes, seconds: float) -> bool:
+        """See `LeasingStore.take_lease`."""
+        return await self._leases.take(_lease_name(key), value, seconds)
+
+    async def renew_lease(self, key: str, token: bytes, value: bytes, seconds: float) -> bool:
+        """See `LeasingStore.renew_lease`."""
+        return await self._leases.renew(_lease_name(key), token, value, seconds)
+
+    async def release_lease(self, key: str, token: bytes) -> None:
+        """See `LeasingStore.release_lease`."""
+        await self._leases.release(_lease_name(key), token)
+
+    async def read_lease(self, key: str) -> tuple[bytes, float] | None:
+        """See `LeasingStore.read_lease`."""
+        return await self._leases.read(_lease_name(key))
+
+    async def read_object(self, name: str, most_bytes: int) -> tuple[bytes, str] | None:
+        """See `Objects.read_object`."""
+        try:
+            found = await self._answer(lambda: obstore.get_async(self._bucket, name))
+            data = b""
+            if found.meta["size"] <= most_bytes:
+                data = bytes(await self._answer(lambda: found.bytes_async()))
+        except FileNotFoundError:
+            return None
+        return data, found.meta["e_tag"] or ""
+
+    async def write_object(self, name: str, data: bytes, replaces: str | None) -> str | None:
+        """See `Objects.write_object`."""
+        mode: PutMode = "create" if replaces is None else {"e_tag": replaces}
+        try:
+            written = await self._put(name, data, mode)
+        except FileExistsError:
+            return None
+        return written["e_tag"] or ""
+
+    async def delete_object(self, name: str) -> None:
+        """See `Objects.delete_object`."""
+        with contextlib.suppress(FileNotFoundError):
+            await self._answer(lambda: obstore.delete_async(self._bucket, name))
 
     async def refresh(self) -> None:
         """See `RemoteStore.refresh`."""
@@ -190,10 +233,10 @@ class S3Store:
         """
         await asyncio.sleep(_LET_GO_SECONDS)
 
-    async def _put(self, key: str, value: bytes, mode: Literal["create", "overwrite"]) -> None:
+    async def _put(self, name: str, value: bytes, mode: PutMode) -> PutResult:
         try:
-            await self._answer(
-                lambda: obstore.put_async(self._bucket, key, value, use_multipart=False, mode=mode)
+            return await self._answer(
+                lambda: obstore.put_async(self._bucket, name, value, use_multipart=False, mode=mode)
             )
         except FileNotFoundError as error:
             raise MissingStoreError(
@@ -220,6 +263,11 @@ class S3Store:
             raise UnreachableError(f"s3: {_shortened(error)}") from error
         except (BaseError, ValueError) as error:
             raise StoreError(f"s3: {_shortened(error)}") from error
+
+
+def _lease_name(key: str) -> str:
+    space, digits = checked_key(key)
+    return f"leases/{space}-{digits}"
 
 
 def _shortened(error: Exception) -> str:

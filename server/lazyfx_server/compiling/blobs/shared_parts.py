@@ -1,0 +1,136 @@
+"""The received part of a large upload, in pieces that all servers of a store can read.
+
+So an upload that broke off goes on at whichever server answers, also if the first one was killed.
+Each piece is written once it is complete, while the next one arrives; a slow or broken store only
+means that less can be resumed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx.v1 import graph_pb2
+from lazyfx_server.compiling.blobs.unfinished_uploads import StagedBlob
+from lazyfx_server.compiling.tenants import Tenant
+from lazyfx_server.errors import OverloadedError
+from lazyfx_server.store import Store
+
+PART_BYTES: Final = 1 << 20
+# Smaller blobs are sent again sooner than they are looked up.
+_LEAST_BYTES: Final = 2 * PART_BYTES
+_AT_ONCE: Final = 4
+
+
+class SharedParts:
+    """Pieces of blobs that have not arrived completely.
+
+    Args:
+        store: The store of several servers; None if this server shares none.
+    """
+
+    def __init__(self, store: Store | None) -> None:
+        self._store = store
+        self._dropping: set[asyncio.Task[None]] = set()
+
+    async def received(
+        self, digests: Iterable[graph_pb2.Digest], tenant: Tenant
+    ) -> dict[bytes, int]:
+        """How many bytes of blobs there are, by SHA-256; nothing for those without any."""
+        large = {d.sha256: d for d in digests if d.size_bytes >= _LEAST_BYTES}
+        if self._store is None or not large:
+            return {}
+        firsts = {tenant.part(sha256, 0): sha256 for sha256 in large}
+        begun = [firsts[place] for place in await self._store.contains(firsts)]
+        received: dict[bytes, int] = {}
+        for sha256 in begun:
+            places = _places(large[sha256], tenant)
+            present = await self._store.contains(places)
+            count = next((i for i, place in enumerate(places) if place not in present), len(places))
+            received[sha256] = count * PART_BYTES
+        return received
+
+    async def read(self, digest: graph_pb2.Digest, tenant: Tenant, size: int) -> StagedBlob | None:
+        """The first bytes of a blob, as if they had been received here; None if they are gone.
+
+        Raises:
+            OverloadedError: The disk is full.
+        """
+        if self._store is None or size % PART_BYTES or not 0 < size < digest.size_bytes:
+            return None
+        blob = StagedBlob(digest)
+        try:
+            for place in _places(digest, tenant)[: size // PART_BYTES]:
+                data = await self._store.get(place)
+                if data is None or len(data) != PART_BYTES:
+                    blob.close()
+                    return None
+                chunk = pb.UploadBlobsRequest(digest=digest, offset=blob.received, data=data)
+                await asyncio.to_thread(blob.add, chunk)
+        except OverloadedError:
+            blob.close()
+            raise
+        return blob
+
+    def writer(self, blob: StagedBlob, tenant: Tenant) -> PartWriter | None:
+        """Writes the pieces of a blob as they become complete; None if that is not worth it."""
+        if self._store is None or blob.size < _LEAST_BYTES:
+            return None
+        return PartWriter(self._store, blob, tenant)
+
+    def drop(self, digest: graph_pb2.Digest, tenant: Tenant) -> None:
+        """Delete the pieces of a blob that has arrived, or whose bytes are wrong, soon."""
+        if self._store is None or digest.size_bytes < _LEAST_BYTES:
+            return
+        task = asyncio.ensure_future(_delete(self._store, _places(digest, tenant)))
+        self._dropping.add(task)
+        task.add_done_callback(self._dropping.discard)
+
+
+class PartWriter:
+    """Writes the pieces of one blob, a few at a time: a bucket takes long for each.
+
+    Args:
+        store: Where to.
+        blob: The blob, which grows.
+        tenant: Whose it is.
+    """
+
+    def __init__(self, store: Store, blob: StagedBlob, tenant: Tenant) -> None:
+        self._store = store
+        self._blob = blob
+        self._tenant = tenant
+        # What was there before was read from the store, or is kept by this server.
+        self._next = blob.received // PART_BYTES
+        self._writing: deque[asyncio.Task[None]] = deque()
+
+    async def advance(self) -> None:
+        """Begin to write pieces that have become complete; waits if too many are being written."""
+        while self._blob.received >= (self._next + 1) * PART_BYTES:
+            if len(self._writing) >= _AT_ONCE:
+                await asyncio.wait({self._writing.popleft()})
+            start = self._next * PART_BYTES
+            data = await asyncio.to_thread(self._blob.read, start, PART_BYTES)
+            place = self._tenant.part(self._blob.sha256, self._next)
+            self._writing.append(asyncio.ensure_future(self._store.put(place, data)))
+            self._next += 1
+
+    async def finish(self) -> None:
+        """Wait until what was begun is written. The store bounds how long that takes."""
+        if self._writing:
+            await asyncio.wait(self._writing)
+            self._writing.clear()
+
+
+def _places(digest: graph_pb2.Digest, tenant: Tenant) -> list[str]:
+    """The store keys of the pieces. The last bytes of a blob are in none: it is then complete."""
+    count = (digest.size_bytes - 1) // PART_BYTES
+    return [tenant.part(digest.sha256, number) for number in range(count)]
+
+
+async def _delete(store: Store, places: Iterable[str]) -> None:
+    for place in places:
+        await store.delete(place)

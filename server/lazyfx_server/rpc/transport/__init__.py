@@ -1,0 +1,1 @@
+"""What carries calls: TCP connections and their encryption."""

@@ -1,0 +1,1 @@
+"""Stores in buckets of objects, such as those of S3."""
