@@ -97,7 +97,7 @@ bounds: $(STAMP) ## Write docs/bounds.md from the settings
 zoo: $(STAMP) ## Encode and decode real architectures in every capture; ARGS="--write docs/zoo.md"
 	$(BIN)/python -m zoo $(ARGS)
 
-saved-formats: $(STAMP) ## Save graphs of the zoo and of torch's databases in each format, load and call them with torch alone (TIME); goes on after a stop; ARGS="'zoo gpt2 *' --formats pickle"
+saved-formats: $(STAMP) ## Save graphs of the zoo and of torch's databases, call the files with torch alone (2-3 hours, goes on after a stop); ARGS="'zoo gpt2 *' --formats pickle"
 	mkdir -p build
 	$(BIN)/python -m conformance.saved $(if $(ARGS),$(ARGS),--record build/saved-formats.jsonl)
 

@@ -57,6 +57,15 @@ def test_optimize_takes_them(run, server, request, which: str) -> None:
     assert not path.with_suffix(".pkl").exists()
 
 
+def test_optimize_takes_the_graph_that_it_has_written(run, server, saved: Path) -> None:
+    written = saved.with_suffix(".graph")
+    first = run("optimize", saved, "--address", server.address, "-o", written)
+    assert first.exit_code == 0, first.output
+    again = run("optimize", written, "--address", server.address, "--emit", "code", "-o", "-")
+    assert again.exit_code == 0, again.output
+    assert "sin" in again.stdout
+
+
 def test_batch_takes_them_next_to_programs_of_the_same_name(
     run, server, saved: Path, program: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Saved modules compute in a process with torch alone what they compute here."""
 
+import importlib
 import io
 import operator
 import pickle
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import nursery
 import pytest
 import torch
 from elsewhere import Elsewhere
@@ -17,9 +19,11 @@ from torch.fx import GraphModule, symbolic_trace
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from conformance.comparing import unlike
+from lazyfx.artifacts.python_files import python_file
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
 from lazyfx.shared.formats.pickling import package_module, pickle_module
+from lazyfx.shared.source.assembly import generate
 
 Assemble = Callable[[GraphModule], bytes]
 KINDS = {"pickle": pickle_module, "package": package_module}
@@ -215,6 +219,44 @@ def test_options_that_a_graph_makes_and_operators_that_an_import_registers(tmp_p
     assert saved.differences() == {}
 
 
+_OWN_OPERATORS = """
+import torch
+@torch.library.custom_op("own_of_test::tripled", mutates_args=())
+def tripled(x: torch.Tensor) -> torch.Tensor:
+    return x * 3
+tripled.register_fake(torch.empty_like)
+"""
+_LOADING = """
+import pickle, sys, torch
+folder, kind = sys.argv[1:]
+sys.path.insert(0, folder)
+if kind == "code":
+    from saved_code import Module
+    module = Module({})
+elif kind == "pickle":
+    module = pickle.load(open(folder + "/saved", "rb"))
+else:
+    module = torch.package.PackageImporter(folder + "/saved").load_pickle("module", "module.pkl")
+print(module(torch.ones(2)).tolist())
+"""
+
+
+@BOTH
+def test_the_module_of_a_custom_operator_is_imported_by_what_is_loaded(
+    kind: str, assemble: Assemble, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own_operators_of_test.py").write_text(_OWN_OPERATORS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.import_module("own_operators_of_test")
+    traced = exported(lambda x: torch.ops.own_of_test.tripled(x) + 1, torch.ones(2))
+    (tmp_path / "saved").write_bytes(assemble(traced))
+    path = tmp_path / "saved_code.py"
+    python_file(traced, generate(traced), traced, path.name).save(path)
+    for saved in (kind, "code"):
+        program = ["-I", "-W", "ignore", "-c", _LOADING, str(tmp_path), saved]
+        assert nursery.run("torch", program, check=True).stdout == "[4.0, 4.0]\n"
+
+
 def wire_copy(module: GraphModule) -> GraphModule:
     """As a client gets it back from a server."""
     encoded = wire.encode(module)
@@ -406,7 +448,8 @@ def test_calls_that_no_import_finds_are_made_again(kind: str, assemble: Assemble
 def test_numbers_that_torch_writes_wrong_are_right(kind: str, assemble: Assemble) -> None:
     graph = torch.fx.Graph()
     x = graph.placeholder("x")
-    powers = [graph.call_function(operator.pow, (base, x)) for base in (-2, -2.0, 2, -1j)]
+    bases = (-2, -2.0, 2, -1j, complex(0.0, -1.0), -0.0)
+    powers = [graph.call_function(operator.pow, (base, x)) for base in bases]
     numbers = (complex(-0.0, -1e-28), -1j, complex(0.0, -0.0), 1 + 2j, complex("inf"), -2 - 3j)
     factors = [graph.call_function(torch.mul, (powers[0], number)) for number in numbers]
     graph.output((*powers, *factors))
@@ -421,9 +464,10 @@ def test_numbers_that_torch_writes_wrong_are_right(kind: str, assemble: Assemble
             for value in values
             for part in torch.view_as_real(value).unbind(-1)
         ]
-        for values in (loaded(x)[4:], expected[4:])
+        for values in (loaded(x)[len(bases) :], expected[len(bases) :])
     ]
     assert signs[0] == signs[1]
+    assert " 2 ** x" in loaded.code, "what torch writes right stays"
 
 
 @BOTH

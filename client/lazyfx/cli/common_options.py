@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 GRAPH_SUFFIX = ".lazyfx"
 MODEL_SUFFIXES = (".pt2", GRAPH_SUFFIX)
+# Also the graphs that `optimize -o` writes.
+GRAPH_SUFFIXES = (GRAPH_SUFFIX, ARTIFACT_KINDS["graph"].suffix)
 FILE_KINDS = tuple(kind for kind in ARTIFACT_KINDS.values() if kind.suffix)
 
 

@@ -18,7 +18,7 @@ from torch.fx import GraphModule, symbolic_trace
 
 from lazyfx.capture.capturing import Compilable, ExampleInputs
 from lazyfx.capture.saved_graphs import load_graph
-from lazyfx.cli.common_options import GRAPH_SUFFIX
+from lazyfx.cli.common_options import GRAPH_SUFFIXES
 from lazyfx.cli.failing import one_line
 from lazyfx.errors import LazyfxError
 from lazyfx.shared.pass_specs import PassSpec, replace_pattern
@@ -30,13 +30,13 @@ _EXAMPLE = re.compile(r"(?:(?P<name>[A-Za-z_]\w*)=)?(?P<dtype>[a-z]+[0-9]*)\[(?P
 
 
 def load_model(path: Path) -> Compilable:
-    """Read a .pt2 file, which may run code that it contains, or a .lazyfx file, which does not.
+    """Read a .pt2 file, which may run code that it contains, or a saved graph, which does not.
 
     Raises:
         LazyfxError: It is not a graph that can be read here.
         OSError: It cannot be read.
     """
-    return load_graph(path) if path.suffix == GRAPH_SUFFIX else load_program(path)
+    return load_graph(path) if path.suffix in GRAPH_SUFFIXES else load_program(path)
 
 
 def load_program(path: Path) -> torch.export.ExportedProgram:

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from torch.fx import GraphModule, Node
 from lazyfx.artifacts.python_files.graph_state import State
 from lazyfx.artifacts.python_files.value_expressions import REMEDY, constructor, literal, spec
 from lazyfx.errors import ArtifactError, UnsupportedGraphError
-from lazyfx.shared.formats.pickling.callables import REGISTERING_MODULES
+from lazyfx.shared.formats.pickling.callables import registering_module
 from lazyfx.shared.formats.pickling.torch_rebuild import pytree_info_of
 from lazyfx.shared.source.assembly import GeneratedSource
 from lazyfx.shared.wire.targets.operator_schemas import operator_of
@@ -198,16 +197,15 @@ def _attribute(module: torch.nn.Module, node: Node) -> object:
 
 
 def _registering(module: GraphModule) -> list[str]:
-    """Modules of torch that must be imported to register the operators of a graph."""
+    """Modules that must be imported to register the operators of a graph."""
     targets = (
         node.target
         for part in module.modules()
         if isinstance(part, GraphModule)
         for node in part.graph.nodes
     )
-    namespaces = {operator.namespace for t in targets if (operator := operator_of(t)) is not None}
-    found = {REGISTERING_MODULES.get(namespace) for namespace in namespaces}
-    return sorted(name for name in found if name and importlib.util.find_spec(name))
+    operators = {operator for t in targets if (operator := operator_of(t)) is not None}
+    return sorted({name for operator in operators if (name := registering_module(operator))})
 
 
 def _function(number: int, source: GeneratedSource) -> str:

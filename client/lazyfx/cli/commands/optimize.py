@@ -11,7 +11,7 @@ import lazyfx
 from lazyfx.cli.artifact_files import write_artifact
 from lazyfx.cli.common_options import (
     FILE_KINDS,
-    GRAPH_SUFFIX,
+    GRAPH_SUFFIXES,
     MODEL_SUFFIXES,
     Address,
     Emit,
@@ -44,8 +44,8 @@ def optimize(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A .pt2 file, a .lazyfx file (lazyfx.save_graph, LAZYFX_RECORD), or "
-            "package.module:factory, a function without arguments that returns (module, "
+            help="A .pt2 file, a .lazyfx file (lazyfx.save_graph, LAZYFX_RECORD), a .graph file, "
+            "or package.module:factory, a function without arguments that returns (module, "
             "example_inputs). .pt2 files and factories may run code on this machine: open only "
             "files that you trust.",
             show_default=False,
@@ -119,7 +119,7 @@ def _report(remote: RemoteModule, kind: ArtifactKind | None, output: Path | None
 def _read(model: str, examples: ExampleInputs) -> Model:
     from lazyfx.cli.model_sources import call_factory, load_model
 
-    if model.endswith(MODEL_SUFFIXES):
+    if model.endswith((*MODEL_SUFFIXES, *GRAPH_SUFFIXES)):
         return load_model(Path(model)), None
     return call_factory(model, examples)
 
@@ -132,10 +132,10 @@ def _write(remote: RemoteModule, kind: ArtifactKind, output: Path) -> None:
 
 
 def _check_source(model: str, kind: ArtifactKind | None) -> None:
-    if model.endswith(MODEL_SUFFIXES):
+    if model.endswith((*MODEL_SUFFIXES, *GRAPH_SUFFIXES)):
         if not Path(model).is_file():
             raise typer.BadParameter(f"{model}: no such file", param_hint="MODEL")
-        if model.endswith(GRAPH_SUFFIX) and kind is not None and kind.holds_values:
+        if model.endswith(GRAPH_SUFFIXES) and kind is not None and kind.holds_values:
             raise typer.BadParameter(
                 f"{model} holds a graph without parameter values; choose code, graph "
                 "or picture, or start from a .pt2 file",
@@ -143,7 +143,7 @@ def _check_source(model: str, kind: ArtifactKind | None) -> None:
             )
     elif not all(part.strip() for part in model.partition(":")):
         raise typer.BadParameter(
-            f"{model!r} is not a .pt2 file, a .lazyfx file or package.module:factory",
+            f"{model!r} is not a .pt2, .lazyfx or .graph file or package.module:factory",
             param_hint="MODEL",
         )
 

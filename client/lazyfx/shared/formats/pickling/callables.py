@@ -26,7 +26,7 @@ from lazyfx.shared.wire.targets import (
     numpy_wrappers,
     target_lists,
 )
-from lazyfx.shared.wire.targets.operator_schemas import operator_of
+from lazyfx.shared.wire.targets.operator_schemas import Operator, operator_of
 from lazyfx.v1 import graph_pb2 as pb
 
 REGISTERING_MODULES: Final = {
@@ -94,13 +94,24 @@ def _operator(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> De
     operator = operator_of(target)
     assert operator is not None
     registry: Any = by_dotted_name("torch.ops")
-    module = REGISTERING_MODULES.get(operator.namespace)
-    if module is not None and importlib.util.find_spec(module):
+    module = registering_module(operator)
+    if module is not None:
         registry = after_calls(registry, by_dotted_name(module))
     found = DeferredCall(
         getattr, (DeferredCall(getattr, (registry, operator.namespace)), operator.name)
     )
     return DeferredCall(getattr, (found, operator.overload)) if operator.overload else found
+
+
+def registering_module(operator: Operator) -> str | None:
+    """The module that must be imported for an operator to exist, if it is known and there."""
+    module = REGISTERING_MODULES.get(operator.namespace)
+    if module is None:
+        module = torch_rebuild.defining_module_of(f"{operator.namespace}::{operator.name}")
+    try:
+        return module if module and importlib.util.find_spec(module) else None
+    except (ImportError, ValueError):  # an operator that a program defines in __main__
+        return None
 
 
 def _numpy_wrapper(target: Any, name: str) -> DeferredCall:

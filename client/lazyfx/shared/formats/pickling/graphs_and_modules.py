@@ -113,7 +113,7 @@ class ModuleReducer:
         argument = partial(self._argument, create=create, nodes=nodes)
         arguments = argument(node.args), argument(node.kwargs)
         target: Any = node.target
-        if target is operator.pow and not isinstance(node.args[0], Node):
+        if target is operator.pow and repr(node.args[0]).startswith("-"):
             # torch.fx writes -2 ** x, which means -(2 ** x).
             target = by_dotted_name("builtins.pow")
         elif not isinstance(target, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._library.custom_ops import OPDEFS
 from torch._utils import _rebuild_parameter as rebuild_parameter
 from torch._utils import _rebuild_tensor_v3 as rebuild_tensor
 from torch._utils import get_tensor_metadata
@@ -16,6 +17,7 @@ __all__ = [
     "_PyTreeCodeGen",
     "_PyTreeInfo",
     "bytes_of",
+    "defining_module_of",
     "function_of",
     "metadata_of",
     "pytree_info_of",
@@ -27,6 +29,12 @@ __all__ = [
 def bytes_of(storage: torch.UntypedStorage) -> torch.storage.TypedStorage:
     """A storage as an untyped one, which torch can pickle whatever the dtype."""
     return torch.storage.TypedStorage(wrap_storage=storage, dtype=torch.uint8, _internal=True)
+
+
+def defining_module_of(operator: str) -> str | None:
+    """The module with the function of a `torch.library.custom_op`, by its name ("ns::name")."""
+    found = OPDEFS.get(operator)
+    return None if found is None else found._init_fn.__module__  # noqa: SLF001 - no public reader
 
 
 def metadata_of(tensor: torch.Tensor) -> dict[str, Any]:
