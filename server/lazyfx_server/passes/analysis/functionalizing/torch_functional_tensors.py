@@ -14,17 +14,17 @@ from torch._C import _functorch
 
 def current_value(wrapper: Tensor) -> Tensor:
     """The value of a functional tensor after all writes to it so far."""
-    torch._sync(wrapper)  # noqa: SLF001
+    torch._sync(wrapper)  # type: ignore[attr-defined]  # noqa: SLF001
     value: Tensor = _functorch._unwrap_functional_tensor(wrapper, True)  # noqa: SLF001
     return value
 
 
 def set_value(wrapper: Tensor, value: Tensor) -> None:
     """Lets a functional tensor, and with it all views of it, have another value from now on."""
-    torch._functionalize_replace(wrapper, value)  # type: ignore[attr-defined]  # noqa: SLF001
-    torch._functionalize_commit_update(wrapper)  # type: ignore[attr-defined]  # noqa: SLF001
+    torch._functionalize_replace(wrapper, value)  # noqa: SLF001
+    torch._functionalize_commit_update(wrapper)  # noqa: SLF001
 
 
 def has_other_sizes(wrapper: Tensor) -> bool:
     """Whether a call changed the sizes or strides of a functional tensor (`t_`, `resize_`)."""
-    return bool(torch._functionalize_has_metadata_mutation(wrapper))  # type: ignore[attr-defined]  # noqa: SLF001
+    return bool(torch._functionalize_has_metadata_mutation(wrapper))  # noqa: SLF001
