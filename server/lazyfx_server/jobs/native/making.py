@@ -28,6 +28,7 @@ from lazyfx_server.jobs.native.progress import Progress
 from lazyfx_server.jobs.native.source_checks import checked_sources
 from lazyfx_server.jobs.native.tokenized_graph import without_texts
 from lazyfx_server.jobs.native.torch_inductor_codegen import fresh_fake_mode
+from lazyfx_server.jobs.native.torch_stand_in_groups import register_stand_ins
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _Maker = Callable[
@@ -53,6 +54,7 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     progress = Progress(Path(job.progress))
     progress.stage("tracing")
     module = wire.decode(without_texts(graph_pb2.GraphBody.FromString(job.graph.graph.body)))
+    register_stand_ins(module)
     mode = fresh_fake_mode()
     inputs = fake_inputs(module, mode)
     recall_items(module)
