@@ -28,7 +28,7 @@ from lazyfx_server.jobs.native.toolchain.compiler import Compiler
 from lazyfx_server.jobs.native.toolchain.flags import RequestRefused, check_build_request
 from lazyfx_server.jobs.native.toolchain.toolchain_digest import toolchain_digest
 from lazyfx_server.jobs.native.work_area import WorkArea, remove
-from lazyfx_server.telemetry import Observer, SourceRefused
+from lazyfx_server.telemetry import KernelSource, Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class Builds:
             started = time.monotonic()
             result = await build(lambda: None)
             result.key = library_key(request, self._compiler.identity)
-            source = "failed" if result.failed else "compiled"
+            source: KernelSource = "failed" if result.failed else "compiled"
             return Provided(result, source, time.monotonic() - started)
         key = library_key(request, toolchain)
         provided = await self._kernels.provide(key, session.scope, build)

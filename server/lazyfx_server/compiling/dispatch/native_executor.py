@@ -118,7 +118,7 @@ def _checked(kind: int, answer: bytes, session: BuildSession) -> bytes:
         if not result.HasField("native"):
             return answer
         made = result.native
-        kernels = ()
+        kernels: tuple[pb.NativeKernel, ...] = ()
         if kind == pb.ARTIFACT_KIND_INDUCTOR:
             kernels = tuple(pb.NativeBundle.FromString(made.data).kernels)
     except DecodeError:

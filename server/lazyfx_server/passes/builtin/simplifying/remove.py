@@ -30,6 +30,7 @@ class DeadCodeElimination(Pass):
     """
 
     name: ClassVar[str] = "dead_code_elimination"
+    version: ClassVar[int] = 2
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002
         """Removes dead nodes; inputs and their order are kept."""
