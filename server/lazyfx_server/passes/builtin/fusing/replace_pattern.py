@@ -36,7 +36,6 @@ class ReplacePattern(Pass):
 
     name: ClassVar[str] = "replace_pattern"
     version: ClassVar[int] = 2
-    version: ClassVar[int] = 2
     only_reads_rewrites: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:
