@@ -108,5 +108,6 @@ def _place(src: int | None, group: Any, group_src: int | None) -> _Place | None:
     if group is dist.GroupMember.NON_GROUP_MEMBER:
         return None
     if group_src is not None:
-        return _Place(group, dist.get_global_rank(group or dist.group.WORLD, group_src))
+        members: Any = group or dist.group.WORLD
+        return _Place(group, dist.get_global_rank(members, group_src))
     return _Place(group, src or 0)

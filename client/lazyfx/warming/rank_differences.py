@@ -213,11 +213,11 @@ def _unlike(
             if values[0] != values[1]:
                 yield f"{name}[{key}]", *values
     for descriptor in pb.NativeTarget.DESCRIPTOR.fields:
-        values = tuple(
+        before, after = (
             str(getattr(found.native.target, descriptor.name)) for found in (first, second)
         )
-        if values[0] != values[1]:
-            yield f"target.{descriptor.name}", values[0], values[1]
+        if before != after:
+            yield f"target.{descriptor.name}", before, after
     if first.native != second.native:
         yield "configuration", "Inductor's settings", "others"
 

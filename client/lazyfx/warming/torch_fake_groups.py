@@ -17,9 +17,9 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FakeProcessGroup, Logger
+from torch._C._distributed_c10d import FakeProcessGroup, HashStore, Logger, Store
 from torch._dynamo.utils import graph_break_reasons
-from torch.distributed import HashStore, Store, distributed_c10d
+from torch.distributed import distributed_c10d
 
 from lazyfx.warming.broadcasts import Broadcasts
 from lazyfx.warming.rank_messages import RankMessages

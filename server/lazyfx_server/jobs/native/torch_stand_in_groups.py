@@ -30,8 +30,9 @@ def register_stand_ins(module: GraphModule) -> None:
             name = _argument(node, "group_name")
             if isinstance(name, str):
                 size = _argument(node, "group_size")
-                known = isinstance(size, int) and 1 < size <= _MOST_RANKS
-                sizes[name] = int(size) if known else sizes.get(name, _UNKNOWN_SIZE)
+                if isinstance(size, int) and 1 < size <= _MOST_RANKS:
+                    sizes[name] = size
+                sizes.setdefault(name, _UNKNOWN_SIZE)
     for name, size in sizes.items():
         _register(name, size)
 
@@ -50,7 +51,8 @@ def _argument(node: Node, name: str) -> object:
 
 def _register(name: str, size: int) -> None:
     c10d: Any = torch._C._distributed_c10d
-    group: Any = dist.ProcessGroup(0, size)
+    make: Any = dist.ProcessGroup  # its stub wants a store
+    group = make(0, size)
     fake = c10d.FakeProcessGroup._create_internal(0, size)
     kind = dist.ProcessGroup.BackendType.CUSTOM
     for device in ("cpu", "cuda"):
