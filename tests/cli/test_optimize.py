@@ -187,7 +187,7 @@ def test_a_folder_in_the_way_fails_in_one_line(run, at, program, tmp_path) -> No
     [
         (["absent.pt2"], "no such file"),
         (["neither"], "is not a .pt2, .lazyfx or .graph file or package.module:factory"),
-        ([":factory"], "is not a .pt2 file"),
+        ([":factory"], "is not a .pt2, .lazyfx or .graph file"),
         (["m:f", "--passes", "a{"], "expected an option name before character 3"),
         (["m:f", "--emit", "code"], "--output FILE"),
         (["m:f", "-o", "-"], "select an artifact with --emit"),

@@ -113,8 +113,8 @@ class ModuleReducer:
         argument = partial(self._argument, create=create, nodes=nodes)
         arguments = argument(node.args), argument(node.kwargs)
         target: Any = node.target
-        if target is operator.pow and repr(node.args[0]).startswith("-"):
-            # torch.fx writes -2 ** x, which means -(2 ** x).
+        if target is operator.pow and repr(node.args[0]).lstrip("(").startswith("-"):
+            # torch.fx writes -2 ** x, which means -(2 ** x). Literals in parentheses lose them.
             target = by_dotted_name("builtins.pow")
         elif not isinstance(target, str):
             target = self._callables.reduce(target)
