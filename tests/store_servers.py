@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import importlib.util
 import json
 import os
@@ -23,6 +22,7 @@ import pytest
 
 _BIN = Path(sys.executable).parent
 _STARTED: list[Server] = []
+_SHARED: dict[str, Server] = {}
 
 S3_ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "lazyfx",
@@ -59,6 +59,9 @@ class Server:
             else:
                 return self
 
+    def has_ended(self) -> bool:
+        return self._process is None or self._process.poll() is not None
+
     def signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         self._process.send_signal(number)
@@ -75,7 +78,7 @@ def stop_all() -> None:
     for server in _STARTED:
         server.kill()
     _STARTED.clear()
-    running.cache_clear()
+    _SHARED.clear()
 
 
 def free_port() -> int:
@@ -84,10 +87,14 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@functools.cache
 def running(kind: str) -> Server:
     """The one server of a kind that tests share: "redis", "valkey", "moto" or "seaweed"."""
-    return {"redis": redis, "valkey": valkey, "moto": moto, "seaweed": seaweed}[kind]()
+    server = _SHARED.get(kind)
+    # Another process may have taken a port that was free when it was chosen.
+    if server is None or server.has_ended():
+        start = {"redis": redis, "valkey": valkey, "moto": moto, "seaweed": seaweed}[kind]
+        server = _SHARED[kind] = start()
+    return server
 
 
 def redis(*options: str) -> Server:
@@ -165,7 +172,14 @@ def seaweed() -> Server:
     for part in ("master", "volume", "filer"):
         command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
     command.append(f"-s3.port.grpc={free_port()}")
-    return Server(command, port, lambda: _make_bucket(port)).start()
+
+    def ready() -> None:
+        # The gateway answers before the parts that keep objects do.
+        with contextlib.suppress(s3_client(port).exceptions.ClientError):
+            _make_bucket(port)
+        s3_client(port).put_object(Bucket="shared", Key="ready", Body=b"yes")
+
+    return Server(command, port, ready).start()
 
 
 def _folder() -> Path:
