@@ -81,7 +81,10 @@ class Blobs:
         await asyncio.sleep(0)
         missing = [d for d, place in zip(some, places, strict=True) if place not in present]
         here = {d.sha256: self._unfinished.received(tenant.name, d.sha256) for d in missing}
-        shared = await self._parts.received((d for d in missing if not here[d.sha256]), tenant)
+        # The size is the caller's word. Longer blobs are refused when they are sent.
+        most = self._limits.bound("max_blob_bytes").most
+        begun = (d for d in missing if not here[d.sha256] and d.size_bytes <= most)
+        shared = await self._parts.received(begun, tenant)
         return [(d, here[d.sha256] or shared.get(d.sha256, 0)) for d in missing]
 
     async def upload(

@@ -39,19 +39,29 @@ class SharedParts:
     async def received(
         self, digests: Iterable[graph_pb2.Digest], tenant: Tenant
     ) -> dict[bytes, int]:
-        """How many bytes of blobs there are, by SHA-256; nothing for those without any."""
+        """How many bytes of blobs there are, by SHA-256; nothing for those without any.
+
+        A blob is asked for a few times only, however large it is. If a piece in the middle has
+        been lost, this may be more than can be read; the upload then begins again.
+        """
         large = {d.sha256: d for d in digests if d.size_bytes >= _LEAST_BYTES}
         if self._store is None or not large:
             return {}
-        firsts = {tenant.part(sha256, 0): sha256 for sha256 in large}
+        firsts = {_place(digest, tenant, 0): sha256 for sha256, digest in large.items()}
         begun = [firsts[place] for place in await self._store.contains(firsts)]
-        received: dict[bytes, int] = {}
-        for sha256 in begun:
-            places = _places(large[sha256], tenant)
-            present = await self._store.contains(places)
-            count = next((i for i, place in enumerate(places) if place not in present), len(places))
-            received[sha256] = count * PART_BYTES
-        return received
+        # So many pieces are there, and so many may be there.
+        known = dict.fromkeys(begun, 1)
+        most = {sha256: _count(large[sha256]) for sha256 in begun}
+        while unsure := [sha256 for sha256 in begun if known[sha256] < most[sha256]]:
+            halves = {sha256: (known[sha256] + most[sha256] + 1) // 2 for sha256 in unsure}
+            places = {s: _place(large[s], tenant, half - 1) for s, half in halves.items()}
+            present = await self._store.contains(places.values())
+            for sha256, half in halves.items():
+                if places[sha256] in present:
+                    known[sha256] = half
+                else:
+                    most[sha256] = half - 1
+        return {sha256: count * PART_BYTES for sha256, count in known.items()}
 
     async def read(self, digest: graph_pb2.Digest, tenant: Tenant, size: int) -> StagedBlob | None:
         """The first bytes of a blob, as if they had been received here; None if they are gone.
@@ -63,8 +73,8 @@ class SharedParts:
             return None
         blob = StagedBlob(digest)
         try:
-            for place in _places(digest, tenant)[: size // PART_BYTES]:
-                data = await self._store.get(place)
+            for number in range(size // PART_BYTES):
+                data = await self._store.get(_place(digest, tenant, number))
                 if data is None or len(data) != PART_BYTES:
                     blob.close()
                     return None
@@ -85,7 +95,9 @@ class SharedParts:
         """Delete the pieces of a blob that has arrived, or whose bytes are wrong, soon."""
         if self._store is None or digest.size_bytes < _LEAST_BYTES:
             return
-        task = asyncio.ensure_future(_delete(self._store, _places(digest, tenant)))
+        task = asyncio.ensure_future(
+            _delete(self._store, [_place(digest, tenant, n) for n in range(_count(digest))])
+        )
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
 
@@ -114,7 +126,7 @@ class PartWriter:
                 await asyncio.wait({self._writing.popleft()})
             start = self._next * PART_BYTES
             data = await asyncio.to_thread(self._blob.read, start, PART_BYTES)
-            place = self._tenant.part(self._blob.sha256, self._next)
+            place = _place(self._blob.digest, self._tenant, self._next)
             self._writing.append(asyncio.ensure_future(self._store.put(place, data)))
             self._next += 1
 
@@ -125,10 +137,13 @@ class PartWriter:
             self._writing.clear()
 
 
-def _places(digest: graph_pb2.Digest, tenant: Tenant) -> list[str]:
-    """The store keys of the pieces. The last bytes of a blob are in none: it is then complete."""
-    count = (digest.size_bytes - 1) // PART_BYTES
-    return [tenant.part(digest.sha256, number) for number in range(count)]
+def _count(digest: graph_pb2.Digest) -> int:
+    """The number of pieces. The last bytes of a blob are in none: it is then complete."""
+    return (digest.size_bytes - 1) // PART_BYTES
+
+
+def _place(digest: graph_pb2.Digest, tenant: Tenant, number: int) -> str:
+    return tenant.part(digest.sha256, digest.size_bytes, number)
 
 
 async def _delete(store: Store, places: Iterable[str]) -> None:
