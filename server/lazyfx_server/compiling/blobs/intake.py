@@ -104,16 +104,21 @@ class Blobs:
             OverloadedError: The tenant has too many unfinished uploads.
         """
         upload = _Upload(self._unfinished, self._parts, tenant)
-        keep = True
+        keep, drop = True, False
         try:
             return await self._take(chunks, tenant, upload)
-        except (InvalidRequestError, OverloadedError):
+        except InvalidRequestError:  # its bytes may be wrong
+            keep, drop = False, True
+            raise
+        except OverloadedError:
             keep = False
-            if upload.blob is not None and upload.blob.complete:  # its bytes are wrong
-                self._parts.drop(upload.blob.digest, tenant)
             raise
         finally:
-            await upload.end(keep=keep)
+            await upload.end(keep=keep, drop=drop)
+
+    async def close(self) -> None:
+        """Wait until pieces are deleted that nobody needs. The store bounds how long that takes."""
+        await self._parts.close()
 
     async def _take(
         self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant, upload: _Upload
@@ -137,8 +142,7 @@ class Blobs:
                 stored.add(tenant.blob(blob.sha256))
                 count += 1
                 stored_bytes += blob.size
-                self._parts.drop(blob.digest, tenant)
-                await upload.end(keep=False)
+                await upload.end(keep=False, drop=True)
         if upload.blob is not None:
             arrived, size = upload.blob.received, upload.blob.size
             # A broken connection looks the same.
@@ -166,7 +170,6 @@ class _Upload:
         if self.blob is None:
             self.blob = await self._begun(chunk) or StagedBlob(chunk.digest)
             self._writer = self._parts.writer(self.blob, self._tenant)
-            self._count(self.blob.received)
         self._count(len(chunk.data))
         await asyncio.to_thread(self.blob.add, chunk)
         if self._writer is not None:
@@ -174,25 +177,47 @@ class _Upload:
         return self.blob
 
     async def _begun(self, chunk: pb.UploadBlobsRequest) -> StagedBlob | None:
-        """The part that an earlier upload has brought, if this one goes on from there."""
-        kept = self._unfinished.take(self._tenant.name, chunk.digest.sha256)
-        if not chunk.offset:
-            return None
-        if kept is not None and kept.size == chunk.digest.size_bytes:
+        """The part that an earlier upload has brought, counted, if this one goes on from there."""
+        digest = chunk.digest
+        kept = self._unfinished.take(self._tenant.name, digest.sha256)
+        is_shared = self._parts.may_read(digest, chunk.offset)
+        is_next = kept is not None and kept.received == chunk.offset
+        # If it has less, the upload may have gone on at another server before it came back.
+        is_usable = chunk.offset and (is_next or not is_shared)
+        if kept is not None and kept.size == digest.size_bytes and is_usable:
+            self.blob = kept
+            self._count(kept.received)
             return kept
-        return await self._parts.read(chunk.digest, self._tenant, chunk.offset)
+        if kept is not None:
+            kept.close()
+        if not is_shared:
+            return None
+        # Before it is read: there must be room on the disk.
+        self._count(chunk.offset)
+        shared = await self._parts.read(digest, self._tenant, chunk.offset)
+        if shared is None:
+            self._unfinished.remove(self._tenant.name, chunk.offset)
+            self._bytes -= chunk.offset
+        return shared
 
     def _count(self, size: int) -> None:
         self._unfinished.add(self._tenant.name, size)
         self._bytes += size
 
-    async def end(self, *, keep: bool) -> None:
-        """Stop counting the blob; keep the received part if the upload may be resumed."""
+    async def end(self, *, keep: bool, drop: bool = False) -> None:
+        """Stop counting the blob.
+
+        Args:
+            keep: Keep the received part here, because the upload may be resumed.
+            drop: Delete its shared pieces.
+        """
         self._unfinished.remove(self._tenant.name, self._bytes)
         blob, writer = self.blob, self._writer
         self._bytes, self.blob, self._writer = 0, None, None
         if blob is not None and not (keep and self._unfinished.keep(self._tenant.name, blob)):
             blob.close()
+        if blob is not None and drop:
+            self._parts.drop(blob, self._tenant, writer)
         if writer is not None:
             await writer.finish()
 

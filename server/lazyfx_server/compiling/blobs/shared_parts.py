@@ -16,13 +16,13 @@ from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.blobs.unfinished_uploads import StagedBlob
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import OverloadedError
 from lazyfx_server.store import Store
 
 PART_BYTES: Final = 1 << 20
 # Smaller blobs are sent again sooner than they are looked up.
 _LEAST_BYTES: Final = 2 * PART_BYTES
 _AT_ONCE: Final = 4
+_CLOSE_SECONDS: Final = 2.0
 
 
 class SharedParts:
@@ -63,13 +63,20 @@ class SharedParts:
                     most[sha256] = half - 1
         return {sha256: count * PART_BYTES for sha256, count in known.items()}
 
+    def may_read(self, digest: graph_pb2.Digest, size: int) -> bool:
+        """Whether the first bytes of a blob, so many, may be in pieces."""
+        whole = not size % PART_BYTES and 0 < size < digest.size_bytes
+        return self._store is not None and digest.size_bytes >= _LEAST_BYTES and whole
+
     async def read(self, digest: graph_pb2.Digest, tenant: Tenant, size: int) -> StagedBlob | None:
         """The first bytes of a blob, as if they had been received here; None if they are gone.
+
+        See `may_read`.
 
         Raises:
             OverloadedError: The disk is full.
         """
-        if self._store is None or size % PART_BYTES or not 0 < size < digest.size_bytes:
+        if self._store is None or not self.may_read(digest, size):
             return None
         blob = StagedBlob(digest)
         try:
@@ -80,7 +87,7 @@ class SharedParts:
                     return None
                 chunk = pb.UploadBlobsRequest(digest=digest, offset=blob.received, data=data)
                 await asyncio.to_thread(blob.add, chunk)
-        except OverloadedError:
+        except BaseException:  # also if the caller has left
             blob.close()
             raise
         return blob
@@ -91,15 +98,26 @@ class SharedParts:
             return None
         return PartWriter(self._store, blob, tenant)
 
-    def drop(self, digest: graph_pb2.Digest, tenant: Tenant) -> None:
-        """Delete the pieces of a blob that has arrived, or whose bytes are wrong, soon."""
-        if self._store is None or digest.size_bytes < _LEAST_BYTES:
+    def drop(self, blob: StagedBlob, tenant: Tenant, writer: PartWriter | None) -> None:
+        """Delete the pieces of what has arrived of a blob, soon.
+
+        Args:
+            blob: All of it has arrived, or its bytes are wrong.
+            tenant: Whose it is.
+            writer: What may still write some of them.
+        """
+        pieces = min(blob.received // PART_BYTES, _count(blob.digest))
+        if self._store is None or blob.size < _LEAST_BYTES or not pieces:
             return
-        task = asyncio.ensure_future(
-            _delete(self._store, [_place(digest, tenant, n) for n in range(_count(digest))])
-        )
+        places = [_place(blob.digest, tenant, number) for number in range(pieces)]
+        task = asyncio.ensure_future(_delete(self._store, places, writer))
         self._dropping.add(task)
         task.add_done_callback(self._dropping.discard)
+
+    async def close(self) -> None:
+        """Wait until what was dropped is deleted, for a few seconds at most."""
+        if self._dropping:
+            await asyncio.wait(self._dropping, timeout=_CLOSE_SECONDS)
 
 
 class PartWriter:
@@ -121,7 +139,8 @@ class PartWriter:
 
     async def advance(self) -> None:
         """Begin to write pieces that have become complete; waits if too many are being written."""
-        while self._blob.received >= (self._next + 1) * PART_BYTES:
+        complete = min(self._blob.received // PART_BYTES, _count(self._blob.digest))
+        while self._next < complete:
             if len(self._writing) >= _AT_ONCE:
                 await asyncio.wait({self._writing.popleft()})
             start = self._next * PART_BYTES
@@ -134,7 +153,6 @@ class PartWriter:
         """Wait until what was begun is written. The store bounds how long that takes."""
         if self._writing:
             await asyncio.wait(self._writing)
-            self._writing.clear()
 
 
 def _count(digest: graph_pb2.Digest) -> int:
@@ -146,6 +164,8 @@ def _place(digest: graph_pb2.Digest, tenant: Tenant, number: int) -> str:
     return tenant.part(digest.sha256, digest.size_bytes, number)
 
 
-async def _delete(store: Store, places: Iterable[str]) -> None:
+async def _delete(store: Store, places: Iterable[str], writer: PartWriter | None) -> None:
+    if writer is not None:  # otherwise what it writes would come after
+        await writer.finish()
     for place in places:
         await store.delete(place)
