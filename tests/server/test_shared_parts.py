@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 
 import pytest
 import store_servers
@@ -17,7 +18,7 @@ from remote_stores import client, opened, url
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.blobs.intake import Blobs
-from lazyfx_server.compiling.blobs.shared_parts import PART_BYTES, SharedParts
+from lazyfx_server.compiling.blobs.shared_parts import BUCKET_PART_BYTES, PART_BYTES, SharedParts
 from lazyfx_server.compiling.blobs.unfinished_uploads import StagedBlob
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
 from lazyfx_server.compiling.tenants import Tenant
@@ -54,10 +55,10 @@ async def shared() -> AsyncIterator[SharedStore]:
         yield open_store.store
 
 
-def blobs_over(shared: Store, **limits: int) -> Blobs:
+def blobs_over(shared: Store, piece: int = PART_BYTES, **limits: int) -> Blobs:
     """What receives blobs, with a store of its own for those that are complete."""
     alone = FleetFlights(None, None, Observers(), FleetSettings())
-    return Blobs(MemoryStore(1 << 26), UploadLimits(**limits), alone, shared)
+    return Blobs(MemoryStore(1 << 26), UploadLimits(**limits), alone, shared, piece)
 
 
 def digest_of(data: bytes) -> graph_pb2.Digest:
@@ -156,6 +157,27 @@ async def test_upload_comes_back_to_a_server_that_has_less_of_it(shared: SharedS
             await blobs.upload(chunks_of(digest, data, *offsets), ALICE)
     rest = chunks_of(digest, data, 3 * PART_BYTES, len(data))
     assert await one.upload(rest, ALICE) == (1, len(data))
+
+
+async def test_pieces_pass_by_a_small_store() -> None:
+    """With a bucket for large entries, an upload evicts no small ones from Redis."""
+    server, bucket = store_servers.running("redis"), store_servers.running("moto")
+    client(server).flushall()
+    data = os.urandom(2 * BUCKET_PART_BYTES + 1)
+    digest = digest_of(data)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(store_servers.s3_environment(bucket))
+        opening = opened(url(server), f"s3://shared/{digest.sha256.hex()}")
+        open_store = await stack.enter_async_context(opening)
+        blobs = blobs_over(open_store.store, BUCKET_PART_BYTES)
+        with pytest.raises(InvalidRequestError, match="the stream ended"):
+            await blobs.upload(chunks_of(digest, data, 0, len(data) - 1), ALICE)
+        sizes = [client(server).strlen(name) for name in client(server).keys("lazyfx:1:*")]
+        assert max(sizes) < 10_000
+        other = blobs_over(open_store.store, BUCKET_PART_BYTES)
+        assert await other.missing([digest], ALICE) == [(digest, len(data) - 1)]
+        rest = chunks_of(digest, data, len(data) - 1, len(data))
+        assert await other.upload(rest, ALICE) == (1, len(data))
 
 
 def test_bytes_that_arrive_while_others_are_read_follow_the_last_ones() -> None:

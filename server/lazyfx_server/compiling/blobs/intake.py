@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.blobs.shared_parts import PartWriter, SharedParts
+from lazyfx_server.compiling.blobs.shared_parts import PART_BYTES, PartWriter, SharedParts
 from lazyfx_server.compiling.blobs.unfinished_uploads import StagedBlob, UnfinishedUploads
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.limits.request_checks import check_digest
@@ -31,6 +31,7 @@ class Blobs:
         limits: Bounds on uploads.
         fleet: Servers that may be asked next for what has been uploaded here.
         shared: The store that they share; None if there are none.
+        piece: Bytes of the pieces in which they share what has arrived.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Blobs:
         limits: UploadLimits,
         fleet: FleetFlights,
         shared: Store | None = None,
+        piece: int = PART_BYTES,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -46,7 +48,7 @@ class Blobs:
         # Uploads go to files; only one large one at a time is read into memory, for the store.
         self._one_large = asyncio.Lock()
         self._unfinished = UnfinishedUploads(limits)
-        self._parts = SharedParts(shared)
+        self._parts = SharedParts(shared, piece)
 
     async def missing(
         self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
