@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
+from typing import Any, cast
 
 import pytest
 import store_servers
@@ -38,7 +39,7 @@ class Counted:
         self._inner = inner
         self.asked = 0
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
 
     async def contains(self, keys: Iterable[str]) -> set[str]:
@@ -55,10 +56,10 @@ async def shared() -> AsyncIterator[SharedStore]:
         yield open_store.store
 
 
-def blobs_over(shared: Store, piece: int = PART_BYTES, **limits: int) -> Blobs:
+def blobs_over(shared: Store | Counted, piece: int = PART_BYTES, **limits: Any) -> Blobs:
     """What receives blobs, with a store of its own for those that are complete."""
     alone = FleetFlights(None, None, Observers(), FleetSettings())
-    return Blobs(MemoryStore(1 << 26), UploadLimits(**limits), alone, shared, piece)
+    return Blobs(MemoryStore(1 << 26), UploadLimits(**limits), alone, cast("Store", shared), piece)
 
 
 def digest_of(data: bytes) -> graph_pb2.Digest:
