@@ -97,6 +97,7 @@ class App:
             repeating(_LEDGER_SECONDS, partial(asyncio.to_thread, self._counts.ledger.save))
         )
         parts.push_async_callback(self._storage.store.close)
+        parts.push_async_callback(self._compiling.blobs.close)
         if self._storage.shared is not None:
             await self._storage.shared.connect()
         self._rpc.server.bind(self._settings.addresses.listen, tls_files(self._settings.callers))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import redis
 import store_servers
+from remote_stores import forwarding
 
 from lazyfx_server.store import Lease, Leases, StoreError
 from lazyfx_server.store.buckets.s3_store import S3Store
@@ -32,12 +33,12 @@ class Kept:
     """Where leases are kept.
 
     Attributes:
-        open: Opens one more store there.
+        open: Opens one more store there; a bucket, if wanted, through another port.
         write: Writes the bytes of the lease of KEY, as whoever can write to the store.
         prefix: What bytes of a lease begin with there.
     """
 
-    open: Callable[[], RemoteStore]
+    open: Callable[..., RemoteStore]
     write: Callable[[bytes], None]
     prefix: bytes = b""
 
@@ -58,8 +59,13 @@ def kept_in_s3(kind: str) -> Kept:
     part = uuid.uuid4().hex
     name = f"lazyfx-1/leases/{KEY.replace('/', '-')}"
 
-    def open_it() -> RemoteStore:
-        with store_servers.s3_environment(store_servers.running(kind)):
+    def open_it(port: int | None = None) -> RemoteStore:
+        with (
+            store_servers.s3_environment(store_servers.running(kind)),
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            if port is not None:
+                patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
             return S3Store(f"s3://shared/{part}", max_entry_bytes=1 << 20)
 
     def write(data: bytes) -> None:
@@ -239,3 +245,22 @@ async def test_store_that_is_away_raises_and_does_not_wait() -> None:
         with pytest.raises(StoreError):
             await question
     await breaker.close()
+
+
+async def test_slow_bucket_has_the_time_for_each_request() -> None:
+    """A lease that another server holds takes two requests, and each may take `wait_seconds`."""
+    kept, server = kept_in_s3("moto"), store_servers.running("moto")
+    async with AsyncExitStack() as opened:
+        way = await opened.enter_async_context(forwarding(server.port))
+        near, far = kept.open(), kept.open(way.port)
+        leases = []
+        for store in (near, far):
+            breaker = CircuitBreaker(store, wait_seconds=2.0)
+            await breaker.connect()
+            opened.push_async_callback(breaker.close)
+            assert isinstance(store, LeasingStore)
+            leases.append(Leases(store, breaker, SECRET, 30.0))
+        assert await leases[0].take(KEY) is not None
+        way.delay = 0.6
+        assert await leases[1].take(KEY) is None
+        assert breaker.available

@@ -11,6 +11,7 @@ from lazyfx_server.assembling.worker_parts import Workers
 from lazyfx_server.compiling.artifact_making import ArtifactMaker
 from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
+from lazyfx_server.compiling.blobs.shared_parts import BUCKET_PART_BYTES, PART_BYTES
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.dispatch.sending import Jobs
 from lazyfx_server.compiling.forwarding.forwarded_artifacts import ForwardedArtifacts
@@ -100,7 +101,8 @@ class Compiling:
             ),
         )
         artifacts = artifacts_of(settings, counts, storage, workers, quotas, costs, forwarding)
-        blobs = Blobs(store, settings.uploads, fleet, storage.shared)
+        piece = PART_BYTES if settings.store.blobs is None else BUCKET_PART_BYTES
+        blobs = Blobs(store, settings.uploads, fleet, storage.shared, piece)
         return cls(compiler, artifacts, blobs, forwarding, inbound, quotas)
 
 

@@ -34,9 +34,9 @@ class Tenant:
         """Store key of the tenant's bytes with this SHA-256."""
         return f"blobs/{_opaque_key(self.tag, b'blob', sha256)}"
 
-    def part(self, sha256: bytes, number: int) -> str:
-        """Store key of a piece of the tenant's unfinished bytes with this SHA-256."""
-        value = b"part\0" + number.to_bytes(4, "big") + sha256
+    def part(self, sha256: bytes, size: int, number: int) -> str:
+        """Store key of a piece of the tenant's unfinished bytes with this SHA-256 and size."""
+        value = b"part\0" + number.to_bytes(8, "big") + size.to_bytes(8, "big") + sha256
         return f"uploads/{hmac.digest(self.tag, value, 'sha256').hex()}"
 
     def module(self, key: bytes) -> str:

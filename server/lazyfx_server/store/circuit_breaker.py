@@ -145,10 +145,15 @@ class CircuitBreaker:
         async with self._asking():
             await self._within(self.wait_seconds, self._inner.quarantine(key))
 
-    async def ask(self, question: Callable[[], Awaitable[T]]) -> T:
-        """The answer to any other question that is as small as `contains` of one key."""
+    async def ask(self, question: Callable[[], Awaitable[T]], *, requests: int = 1) -> T:
+        """The answer to any other question that is as small as `contains` of one key.
+
+        Args:
+            question: Asked.
+            requests: How many requests the store makes of it at most, one after the other.
+        """
         async with self._asking():
-            return await self._within(self.wait_seconds, question())
+            return await self._within(self.wait_seconds * requests, question())
 
     def stats(self) -> StoreStats:
         """See `Store.stats`."""

@@ -178,6 +178,10 @@ class LeasingStore(RemoteStore, Protocol):
     Leases have names of their own, so that the entry of a key and its lease are two things.
     """
 
+    @property
+    def requests_per_lease(self) -> int:
+        """How many requests it takes at most to take or to renew one."""
+
     async def take_lease(self, key: str, value: bytes, seconds: float) -> bool:
         """Keeps a value for a time, unless there is one.
 

@@ -67,7 +67,10 @@ class Leases:
         """Take the lease of an entry; None if another server has it."""
         lease = Lease(key, secrets.token_bytes(_TOKEN_BYTES))
         value = self._value(lease, b"")
-        taken = await self._breaker.ask(lambda: self._store.take_lease(key, value, self.seconds))
+        taken = await self._breaker.ask(
+            lambda: self._store.take_lease(key, value, self.seconds),
+            requests=self._store.requests_per_lease,
+        )
         return lease if taken else None
 
     async def renew(self, lease: Lease, note: bytes) -> bool:
@@ -82,7 +85,8 @@ class Leases:
         """
         value = self._value(lease, note[:MAX_NOTE_BYTES])
         return await self._breaker.ask(
-            lambda: self._store.renew_lease(lease.key, lease.token, value, self.seconds)
+            lambda: self._store.renew_lease(lease.key, lease.token, value, self.seconds),
+            requests=self._store.requests_per_lease,
         )
 
     async def release(self, lease: Lease) -> None:

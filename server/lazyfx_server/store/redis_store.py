@@ -154,6 +154,11 @@ class RedisStore:
             if "no such key" not in str(error):  # another server was first
                 raise
 
+    @property
+    def requests_per_lease(self) -> int:
+        """See `LeasingStore`; commands and scripts decide."""
+        return 1
+
     async def take_lease(self, key: str, value: bytes, seconds: float) -> bool:
         """See `LeasingStore.take_lease`."""
         name, milliseconds = self._lease_name(key), int(seconds * 1000)

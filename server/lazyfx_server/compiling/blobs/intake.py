@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
-from lazyfx_server.compiling.blobs.shared_parts import PartWriter, SharedParts
+from lazyfx_server.compiling.blobs.shared_parts import PART_BYTES, PartWriter, SharedParts
 from lazyfx_server.compiling.blobs.unfinished_uploads import StagedBlob, UnfinishedUploads
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.limits.request_checks import check_digest
@@ -31,6 +31,7 @@ class Blobs:
         limits: Bounds on uploads.
         fleet: Servers that may be asked next for what has been uploaded here.
         shared: The store that they share; None if there are none.
+        piece: Bytes of the pieces in which they share what has arrived.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Blobs:
         limits: UploadLimits,
         fleet: FleetFlights,
         shared: Store | None = None,
+        piece: int = PART_BYTES,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -46,7 +48,7 @@ class Blobs:
         # Uploads go to files; only one large one at a time is read into memory, for the store.
         self._one_large = asyncio.Lock()
         self._unfinished = UnfinishedUploads(limits)
-        self._parts = SharedParts(shared)
+        self._parts = SharedParts(shared, piece)
 
     async def missing(
         self, digests: Sequence[graph_pb2.Digest], tenant: Tenant
@@ -81,7 +83,10 @@ class Blobs:
         await asyncio.sleep(0)
         missing = [d for d, place in zip(some, places, strict=True) if place not in present]
         here = {d.sha256: self._unfinished.received(tenant.name, d.sha256) for d in missing}
-        shared = await self._parts.received((d for d in missing if not here[d.sha256]), tenant)
+        # The size is the caller's word. Longer blobs are refused when they are sent.
+        most = self._limits.bound("max_blob_bytes").most
+        begun = (d for d in missing if not here[d.sha256] and d.size_bytes <= most)
+        shared = await self._parts.received(begun, tenant)
         return [(d, here[d.sha256] or shared.get(d.sha256, 0)) for d in missing]
 
     async def upload(
@@ -101,16 +106,21 @@ class Blobs:
             OverloadedError: The tenant has too many unfinished uploads.
         """
         upload = _Upload(self._unfinished, self._parts, tenant)
-        keep = True
+        keep, drop = True, False
         try:
             return await self._take(chunks, tenant, upload)
-        except (InvalidRequestError, OverloadedError):
+        except InvalidRequestError:  # its bytes may be wrong
+            keep, drop = False, True
+            raise
+        except OverloadedError:
             keep = False
-            if upload.blob is not None and upload.blob.complete:  # its bytes are wrong
-                self._parts.drop(upload.blob.digest, tenant)
             raise
         finally:
-            await upload.end(keep=keep)
+            await upload.end(keep=keep, drop=drop)
+
+    async def close(self) -> None:
+        """Wait until pieces are deleted that nobody needs. The store bounds how long that takes."""
+        await self._parts.close()
 
     async def _take(
         self, chunks: AsyncIterator[pb.UploadBlobsRequest], tenant: Tenant, upload: _Upload
@@ -134,8 +144,7 @@ class Blobs:
                 stored.add(tenant.blob(blob.sha256))
                 count += 1
                 stored_bytes += blob.size
-                self._parts.drop(blob.digest, tenant)
-                await upload.end(keep=False)
+                await upload.end(keep=False, drop=True)
         if upload.blob is not None:
             arrived, size = upload.blob.received, upload.blob.size
             # A broken connection looks the same.
@@ -163,7 +172,6 @@ class _Upload:
         if self.blob is None:
             self.blob = await self._begun(chunk) or StagedBlob(chunk.digest)
             self._writer = self._parts.writer(self.blob, self._tenant)
-            self._count(self.blob.received)
         self._count(len(chunk.data))
         await asyncio.to_thread(self.blob.add, chunk)
         if self._writer is not None:
@@ -171,25 +179,47 @@ class _Upload:
         return self.blob
 
     async def _begun(self, chunk: pb.UploadBlobsRequest) -> StagedBlob | None:
-        """The part that an earlier upload has brought, if this one goes on from there."""
-        kept = self._unfinished.take(self._tenant.name, chunk.digest.sha256)
-        if not chunk.offset:
-            return None
-        if kept is not None and kept.size == chunk.digest.size_bytes:
+        """The part that an earlier upload has brought, counted, if this one goes on from there."""
+        digest = chunk.digest
+        kept = self._unfinished.take(self._tenant.name, digest.sha256)
+        is_shared = self._parts.may_read(digest, chunk.offset)
+        is_next = kept is not None and kept.received == chunk.offset
+        # If it has less, the upload may have gone on at another server before it came back.
+        is_usable = chunk.offset and (is_next or not is_shared)
+        if kept is not None and kept.size == digest.size_bytes and is_usable:
+            self.blob = kept
+            self._count(kept.received)
             return kept
-        return await self._parts.read(chunk.digest, self._tenant, chunk.offset)
+        if kept is not None:
+            kept.close()
+        if not is_shared:
+            return None
+        # Before it is read: there must be room on the disk.
+        self._count(chunk.offset)
+        shared = await self._parts.read(digest, self._tenant, chunk.offset)
+        if shared is None:
+            self._unfinished.remove(self._tenant.name, chunk.offset)
+            self._bytes -= chunk.offset
+        return shared
 
     def _count(self, size: int) -> None:
         self._unfinished.add(self._tenant.name, size)
         self._bytes += size
 
-    async def end(self, *, keep: bool) -> None:
-        """Stop counting the blob; keep the received part if the upload may be resumed."""
+    async def end(self, *, keep: bool, drop: bool = False) -> None:
+        """Stop counting the blob.
+
+        Args:
+            keep: Keep the received part here, because the upload may be resumed.
+            drop: Delete its shared pieces.
+        """
         self._unfinished.remove(self._tenant.name, self._bytes)
         blob, writer = self.blob, self._writer
         self._bytes, self.blob, self._writer = 0, None, None
         if blob is not None and not (keep and self._unfinished.keep(self._tenant.name, blob)):
             blob.close()
+        if blob is not None and drop:
+            self._parts.drop(blob, self._tenant, writer)
         if writer is not None:
             await writer.finish()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
+import threading
 from tempfile import SpooledTemporaryFile
 
 from lazyfx.v1 import compiler_pb2 as pb
@@ -32,6 +32,8 @@ class StagedBlob:
         self._file = SpooledTemporaryFile(_IN_MEMORY_BYTES)  # noqa: SIM115 - closed by `close`
         self.received = 0
         self._hash = hashlib.sha256()
+        # A thread goes on when the call that started it has ended, and the upload is resumed.
+        self._lock = threading.Lock()
 
     def add(self, chunk: pb.UploadBlobsRequest) -> None:
         """Add the next chunk.
@@ -40,6 +42,19 @@ class StagedBlob:
             InvalidRequestError: It is not the next chunk of this blob.
             OverloadedError: The disk is full.
         """
+        with self._lock:
+            self._check(chunk)
+            try:
+                self._file.seek(self.received)
+                self._file.write(chunk.data)
+            except OSError as error:
+                raise OverloadedError(
+                    f"no space left for uploads: {error.strerror}", retry_after=30.0
+                ) from error
+            self._hash.update(chunk.data)
+            self.received += len(chunk.data)
+
+    def _check(self, chunk: pb.UploadBlobsRequest) -> None:
         if chunk.digest.sha256 != self.sha256 or chunk.digest.size_bytes != self.size:
             raise InvalidRequestError.of_field(
                 "digest", "changed before the blob was complete; send blobs one after the other"
@@ -54,22 +69,12 @@ class StagedBlob:
             )
         if not chunk.data and self.size:
             raise InvalidRequestError.of_field("data", "is empty; every chunk must contain bytes")
-        data = chunk.data
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise OverloadedError(
-                f"no space left for uploads: {error.strerror}", retry_after=30.0
-            ) from error
-        self._hash.update(data)
-        self.received += len(data)
 
     def read(self, start: int, size: int) -> bytes:
         """Some of the received bytes."""
-        self._file.seek(start)
-        data = self._file.read(size)
-        self._file.seek(0, os.SEEK_END)
-        return data
+        with self._lock:
+            self._file.seek(start)
+            return self._file.read(size)
 
     @property
     def complete(self) -> bool:
@@ -86,8 +91,7 @@ class StagedBlob:
             raise InvalidRequestError.of_field(
                 "digest.sha256", "does not match the received bytes; send the blob again"
             )
-        self._file.seek(0)
-        return self._file.read()
+        return self.read(0, self.size)
 
     def close(self) -> None:
         """Release the bytes. May be called twice."""
@@ -107,8 +111,8 @@ class UnfinishedUploads:
         self._of_one = limits.bound("max_staged_bytes")
         self._of_all = limits.bound("max_staged_bytes_in_all")
         self._bytes = TenantBytes()
-        # Oldest first.
-        self._kept: dict[tuple[str, bytes], StagedBlob] = {}
+        # Oldest first, with their bytes as counted: a thread may still be adding some.
+        self._kept: dict[tuple[str, bytes], tuple[StagedBlob, int]] = {}
 
     def add(self, tenant: str, size: int) -> None:
         """Count received bytes.
@@ -150,21 +154,21 @@ class UnfinishedUploads:
         if len(self._kept) >= _MAX_KEPT and not self._drop_oldest(tenant):
             return False
         self._drop(tenant, staged.sha256)
-        self._kept[tenant, staged.sha256] = staged
+        self._kept[tenant, staged.sha256] = staged, size
         self._bytes.add(tenant, size)
         asyncio.get_running_loop().call_later(_KEEP_SECONDS, self._expire, tenant, staged)
         return True
 
     def take(self, tenant: str, sha256: bytes) -> StagedBlob | None:
         """Take the kept part of a blob out."""
-        staged = self._kept.pop((tenant, sha256), None)
+        staged, size = self._kept.pop((tenant, sha256), (None, 0))
         if staged is not None:
-            self.remove(tenant, staged.received)
+            self.remove(tenant, size)
         return staged
 
     def received(self, tenant: str, sha256: bytes) -> int:
         """How many bytes of a blob are kept."""
-        staged = self._kept.get((tenant, sha256))
+        staged, _ = self._kept.get((tenant, sha256), (None, 0))
         return 0 if staged is None else staged.received
 
     def _drop_oldest(self, tenant: str) -> bool:
@@ -172,7 +176,7 @@ class UnfinishedUploads:
         return oldest is not None and self._drop(tenant, oldest)
 
     def _expire(self, tenant: str, staged: StagedBlob) -> None:
-        if self._kept.get((tenant, staged.sha256)) is staged:
+        if self._kept.get((tenant, staged.sha256), (None, 0))[0] is staged:
             self._drop(tenant, staged.sha256)
 
     def _drop(self, tenant: str, sha256: bytes) -> bool:

@@ -16,6 +16,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+MOST_REQUESTS: Final = 3
+"""To take or renew a lease: one in vain, a look at what is there, and one that replaces it."""
+
 _HEAD: Final = struct.Struct(">I8s")
 _MAX_BYTES: Final = 4096
 _MAX_LEASES: Final = 4096
@@ -70,7 +73,7 @@ class _Version:
 
 
 class ObjectLeases:
-    """The leases of a bucket; see `LeasingStore`. At most one request for what is held here.
+    """The leases of a bucket; see `LeasingStore`. One request for what is held here.
 
     Args:
         objects: The bucket.

@@ -20,7 +20,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, GenericError, PreconditionError
 from obstore.store import S3Store as Bucket
 
-from lazyfx_server.store.buckets.object_leases import ObjectLeases
+from lazyfx_server.store.buckets.object_leases import MOST_REQUESTS, ObjectLeases
 from lazyfx_server.store.contract import (
     MissingStoreError,
     Reading,
@@ -172,6 +172,11 @@ class S3Store:
             await self._answer(
                 lambda: obstore.rename_async(self._bucket, key, f"quarantine/{space}-{digits}")
             )
+
+    @property
+    def requests_per_lease(self) -> int:
+        """See `MOST_REQUESTS`."""
+        return MOST_REQUESTS
 
     async def take_lease(self, key: str, value: bytes, seconds: float) -> bool:
         """See `LeasingStore.take_lease`."""
