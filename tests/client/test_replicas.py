@@ -39,6 +39,7 @@ from lazyfx.errors import (
     UntrustedArtifactError,
     UntrustedServerError,
 )
+from lazyfx.flows import Place
 from lazyfx.trust.known_servers import known_keys
 from lazyfx.v1 import compiler_pb2 as pb
 
@@ -393,3 +394,45 @@ def test_replicas_with_other_signing_keys_are_told_apart(
 def test_wrong_options_are_refused(option: str, value: object) -> None:
     with pytest.raises(LazyfxError, match=f"{option} (is|must)"):
         lazyfx.connect(**{option: value})  # type: ignore[arg-type]
+
+
+def test_a_call_that_waits_long_costs_few_health_checks_in_no_other_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(watching, "_LONGEST_QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.005)
+    checks: list[int] = []
+    enough, closing = threading.Event(), threading.Event()
+
+    def is_silent(_: Place) -> bool:
+        checks.append(threading.get_ident())
+        if len(checks) == 1:
+            raise OSError  # the files of a new connection cannot be read; the watch goes on
+        if len(checks) == 2:
+            enough.set()
+        return False
+
+    def wait() -> bytes:
+        assert enough.wait(60)
+        closing.wait(0.5)
+        return b"answer"
+
+    watch = watching.ThreadWatch(is_silent, closing)
+    assert watch.wait(lambda: None, Place(0), wait) == b"answer"
+    closing.set()
+    # Without a pause there would be about a hundred.
+    assert 2 <= len(checks) <= 20
+    assert len(set(checks)) == 1
+
+
+async def test_a_closed_asynchronous_client_leaves_no_task(replicas: list[RunningServer]) -> None:
+    async with lazyfx.connect_async(joined(replicas)) as client:
+        await client.compile(graph_of(next(numbers)), [DCE])
+        assert watches()
+    assert not watches()
+
+
+def watches() -> list[object]:
+    tasks = asyncio.all_tasks()
+    return [task for task in tasks if "TaskWatch" in getattr(task.get_coro(), "__qualname__", "")]
