@@ -28,7 +28,7 @@ from torch.fx import Graph, GraphModule
 from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx.calls import channel, conversation, watching
+from lazyfx.calls import blocking_driver, channel, conversation, service_calls, watching
 from lazyfx.calls.channel import _OF_REPLICAS
 from lazyfx.calls.replicas import HedgeDelay
 from lazyfx.calls.watching import CHECK_SECONDS, QUIET_SECONDS
@@ -295,6 +295,23 @@ def test_a_frozen_replica_costs_a_large_miss_the_time_of_the_hedge_and_a_moment(
         with frozen(pair[0]):
             for i in range(2):
                 assert client.compile(graph_of(i + 650), [DCE]).cache.status == "miss"
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_pings")
+def test_two_frozen_replicas_of_a_hedge_are_left_for_a_third(
+    replicas: list[RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_calls, "_RACE_SECONDS", 0.2)
+    monkeypatch.setattr(watching, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(blocking_driver, "CHECK_SECONDS", 0.4)
+    graph = graph_of(9)
+    with lazyfx.connect(
+        joined(replicas), hedge_after=0.05, timeout=60, balance="in_order"
+    ) as client:
+        client.compile(graph, [DCE])
+        with frozen(replicas[0]), frozen(replicas[1]):
+            assert client.compile(graph, [DCE]).cache.status == "miss"
 
 
 def test_the_delay_of_a_hedge_follows_the_answers() -> None:
