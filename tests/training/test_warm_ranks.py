@@ -136,6 +136,28 @@ def test_ranks_run_in_the_order_given(tmp_path: Path) -> None:
     assert "on the server" not in done.stderr
 
 
+def test_a_rank_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+    script = tmp_path / "working.py"
+    script.write_text(
+        "import multiprocessing, sys, tempfile, time\n"
+        "folder = tempfile.TemporaryDirectory(dir=sys.argv[1])\n"
+        "fork = multiprocessing.get_context('fork')\n"
+        "for is_daemon in (True, False):\n"
+        "    worker = fork.Process(target=time.sleep, args=(60,), daemon=is_daemon)\n"
+        "    worker.start()\n"
+        "    print('worker', worker.pid)\n"
+    )
+    held = tmp_path / "held"
+    held.mkdir()
+    done = warm("--world-size", "2", "--capture-only", str(script), str(held))
+    assert "rank 1: graphs: 0" in done.stderr  # the parent's folder was there until the end
+    assert "Traceback" not in done.stderr
+    assert not list(held.iterdir())
+    workers = re.findall(r"worker (\d+)", done.stdout)
+    assert len(workers) == 4
+    assert not [pid for pid in workers if Path("/proc", pid).exists()]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
