@@ -28,7 +28,7 @@ from torch.fx import Graph, GraphModule
 from typer.testing import CliRunner
 
 import lazyfx
-from lazyfx.calls import channel, conversation, watching
+from lazyfx.calls import blocking_driver, channel, conversation, service_calls, watching
 from lazyfx.calls.channel import _OF_REPLICAS
 from lazyfx.calls.replicas import HedgeDelay
 from lazyfx.calls.watching import CHECK_SECONDS, QUIET_SECONDS
@@ -39,6 +39,7 @@ from lazyfx.errors import (
     UntrustedArtifactError,
     UntrustedServerError,
 )
+from lazyfx.flows import Place
 from lazyfx.trust.known_servers import known_keys
 from lazyfx.v1 import compiler_pb2 as pb
 
@@ -296,6 +297,23 @@ def test_a_frozen_replica_costs_a_large_miss_the_time_of_the_hedge_and_a_moment(
                 assert client.compile(graph_of(i + 650), [DCE]).cache.status == "miss"
 
 
+@pytest.mark.long
+@pytest.mark.usefixtures("no_pings")
+def test_two_frozen_replicas_of_a_hedge_are_left_for_a_third(
+    replicas: list[RunningServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_calls, "_RACE_SECONDS", 0.2)
+    monkeypatch.setattr(watching, "QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(blocking_driver, "CHECK_SECONDS", 0.4)
+    graph = graph_of(9)
+    with lazyfx.connect(
+        joined(replicas), hedge_after=0.05, timeout=60, balance="in_order"
+    ) as client:
+        client.compile(graph, [DCE])
+        with frozen(replicas[0]), frozen(replicas[1]):
+            assert client.compile(graph, [DCE]).cache.status == "miss"
+
+
 def test_the_delay_of_a_hedge_follows_the_answers() -> None:
     fixed, auto = HedgeDelay(0.3), HedgeDelay("auto")
     first = auto.seconds
@@ -393,3 +411,45 @@ def test_replicas_with_other_signing_keys_are_told_apart(
 def test_wrong_options_are_refused(option: str, value: object) -> None:
     with pytest.raises(LazyfxError, match=f"{option} (is|must)"):
         lazyfx.connect(**{option: value})  # type: ignore[arg-type]
+
+
+def test_a_call_that_waits_long_costs_few_health_checks_in_no_other_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(watching, "_LONGEST_QUIET_SECONDS", 0.2)
+    monkeypatch.setattr(watching, "_LOOK_SECONDS", 0.005)
+    checks: list[int] = []
+    enough, closing = threading.Event(), threading.Event()
+
+    def is_silent(_: Place) -> bool:
+        checks.append(threading.get_ident())
+        if len(checks) == 1:
+            raise OSError  # the files of a new connection cannot be read; the watch goes on
+        if len(checks) == 2:
+            enough.set()
+        return False
+
+    def wait() -> bytes:
+        assert enough.wait(60)
+        closing.wait(0.5)
+        return b"answer"
+
+    watch = watching.ThreadWatch(is_silent, closing)
+    assert watch.wait(lambda: None, Place(0), wait) == b"answer"
+    closing.set()
+    # Without a pause there would be about a hundred.
+    assert 2 <= len(checks) <= 20
+    assert len(set(checks)) == 1
+
+
+async def test_a_closed_asynchronous_client_leaves_no_task(replicas: list[RunningServer]) -> None:
+    async with lazyfx.connect_async(joined(replicas)) as client:
+        await client.compile(graph_of(next(numbers)), [DCE])
+        assert watches()
+    assert not watches()
+
+
+def watches() -> list[object]:
+    tasks = asyncio.all_tasks()
+    return [task for task in tasks if "TaskWatch" in getattr(task.get_coro(), "__qualname__", "")]

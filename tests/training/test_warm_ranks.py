@@ -118,12 +118,53 @@ def test_a_rank_that_fails_is_reported(tmp_path: Path) -> None:
     assert "rank 1 failed" not in done.stdout
 
 
+def test_ranks_run_in_the_order_given(tmp_path: Path) -> None:
+    script = tmp_path / "receiving.py"
+    script.write_text(
+        "import torch, torch.distributed as dist\n"
+        "dist.init_process_group('gloo')\n"
+        "sent = [dist.get_rank()]\n"
+        "dist.broadcast_object_list(sent, src=1)\n"
+        "print('received', sent)\n"
+    )
+    ranks = ("--world-size", "2", "--ranks", "1,0")
+    done = warm(*ranks, "--capture-only", str(script))
+    assert done.stdout.count("received [1]") == 2, done.stdout
+    # None of them compiles, and no server was to do it.
+    assert done.returncode == 1
+    assert "no rank has a graph" in done.stderr
+    assert "on the server" not in done.stderr
+
+
+def test_a_rank_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
+    script = tmp_path / "working.py"
+    script.write_text(
+        "import multiprocessing, sys, tempfile, time\n"
+        "folder = tempfile.TemporaryDirectory(dir=sys.argv[1])\n"
+        "fork = multiprocessing.get_context('fork')\n"
+        "for is_daemon in (True, False):\n"
+        "    worker = fork.Process(target=time.sleep, args=(60,), daemon=is_daemon)\n"
+        "    worker.start()\n"
+        "    print('worker', worker.pid)\n"
+    )
+    held = tmp_path / "held"
+    held.mkdir()
+    done = warm("--world-size", "2", "--capture-only", str(script), str(held))
+    assert "rank 1: graphs: 0" in done.stderr  # the parent's folder was there until the end
+    assert "Traceback" not in done.stderr
+    assert not list(held.iterdir())
+    workers = re.findall(r"worker (\d+)", done.stdout)
+    assert len(workers) == 4
+    assert not [pid for pid in workers if Path("/proc", pid).exists()]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--ranks", "0", "x.py"), "--world-size"),
         (("--world-size", "2", "--ranks", "0,2", "x.py"), "there is no rank 2"),
         (("--world-size", "2", "--ranks", "one", "x.py"), "must be ranks such as"),
+        (("--world-size", "2", "--ranks", "1-0", "x.py"), "'1-0' names no rank"),
     ],
 )
 def test_wrong_ranks_are_refused(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -17,7 +17,6 @@ from lazyfx.calls.connections import Connections
 from lazyfx.calls.watching import (
     CHECK_SECONDS,
     HEALTH_CHECK,
-    SECOND_CHECK_SECONDS,
     TaskWatch,
     is_being_cancelled,
     is_silence,
@@ -70,7 +69,10 @@ class AsyncDriver:
         forking.require_not_forked()
         if not self._closing.is_set():
             self._closing.set()
-            await asyncio.gather(*(channel.close() for channel in self._connections.channels))
+            ends = [channel.close() for channel in self._connections.channels]
+            if self._watch is not None:
+                ends.append(self._watch.close())
+            await asyncio.gather(*ends)
 
     async def is_ready(self, seconds: float) -> bool:
         """Whether a connection to a server can be established within that many seconds."""
@@ -184,14 +186,16 @@ class AsyncDriver:
         channel = self._connections.open_another(place)
         try:
             check: Any = channel.unary_unary(HEALTH_CHECK)
-            return not await self._answers(check, place, SECOND_CHECK_SECONDS)
+            return not await self._answers(check, place, self._connections.second_check_seconds)
         finally:
             await channel.close()
 
     async def _answers(self, check: Any, place: Place, seconds: float) -> bool:
         self._require_open()
         try:
-            await check(b"", timeout=seconds, metadata=self._connections.metadata(place))
+            call = check(b"", timeout=seconds, metadata=self._connections.metadata(place))
+            forking.leak_in_children(call)
+            await call
         except grpc.RpcError as error:
             return not is_silence(error)
         return True

@@ -24,7 +24,6 @@ from lazyfx.calls.connections import Connections
 from lazyfx.calls.watching import (
     CHECK_SECONDS,
     HEALTH_CHECK,
-    SECOND_CHECK_SECONDS,
     ThreadWatch,
     is_silence,
 )
@@ -257,7 +256,7 @@ def _is_silent(connections: Connections[grpc.Channel], place: Place) -> bool:
     if _answers(connections, None, place, CHECK_SECONDS):
         return False
     with connections.open_another(place) as channel:
-        return not _answers(connections, channel, place, SECOND_CHECK_SECONDS)
+        return not _answers(connections, channel, place, connections.second_check_seconds)
 
 
 def _answers(
@@ -270,7 +269,9 @@ def _answers(
     check = connections.check(place) if channel is None else channel.unary_unary(HEALTH_CHECK)
     metadata = tuple(connections.metadata(place))
     # As a future, because a blocking call of a closed channel may wait for ever.
-    return not is_silence(check.future(b"", timeout=seconds, metadata=metadata).exception())
+    call = check.future(b"", timeout=seconds, metadata=metadata)
+    forking.leak_in_children(call)
+    return not is_silence(call.exception())
 
 
 def _close_all(channels: Sequence[grpc.Channel], closing: threading.Event) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from lazyfx.calls import forking
 from lazyfx.calls.channel import REPLICA_KEY, methods_of
-from lazyfx.calls.watching import HEALTH_CHECK
+from lazyfx.calls.watching import ENCRYPTED_CHECK_SECONDS, HEALTH_CHECK, SECOND_CHECK_SECONDS
 from lazyfx.flows import Place
 from lazyfx.shared.addresses import is_balanced_name, split_addresses
 from lazyfx.trust.access import Access, Tls
@@ -35,6 +35,7 @@ class Connections(Generic[Channel]):
     Attributes:
         channels: In the order of the addresses.
         are_replicas: Whether another server can take over when one does not answer.
+        second_check_seconds: How long a health check over a new connection may take.
 
     Raises:
         ForkedProcessError: This process was forked after a client had been opened in its parent.
@@ -58,6 +59,9 @@ class Connections(Generic[Channel]):
         ]
         untyped: Any = self.channels
         self.are_replicas = are_replicas
+        self.second_check_seconds = (
+            SECOND_CHECK_SECONDS if access.tls is None else ENCRYPTED_CHECK_SECONDS
+        )
         self._open = [
             partial(open_channel, one, access.tls, is_replica=are_replicas) for one in addresses
         ]
@@ -81,7 +85,9 @@ class Connections(Generic[Channel]):
 
     def open_another(self, place: Place) -> Channel:
         """One more channel to a replica, which the caller closes."""
-        return self._open[place.replica]()
+        channel = self._open[place.replica]()
+        forking.leak_in_children(channel)
+        return channel
 
     def metadata(self, place: Place) -> Sequence[tuple[str, str]]:
         """The metadata of a call to a replica."""

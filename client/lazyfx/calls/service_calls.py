@@ -42,6 +42,8 @@ _MAX_TEXT: Final = 65_536
 _SLOWEST_UPLOAD: Final = 128 * 1024
 # How long a replica may stay silent after another one has said that it lacks the graph.
 _SILENT_SECONDS: Final = 0.5
+# How long two replicas are waited for at once. Whether they are frozen is not watched meanwhile.
+_RACE_SECONDS: Final = 2.0
 
 
 class CompileCall:
@@ -156,6 +158,8 @@ class ServiceCalls:
     ) -> Flow[None]:
         """Wait for the call; if it is slow, ask another replica, and go on with the first answer.
 
+        If neither answers soon, it goes on with the first replica.
+
         The idea is the hedged request of Dean and Barroso, "The Tail at Scale" (2013).
         """
         place = call.route.other()
@@ -164,7 +168,7 @@ class ServiceCalls:
         data, left = second_request(place.replica).SerializeToString(), call.retry_budget.left()
         slower = second = yield Start("Compile", data, left, place, is_raced=True)
         try:
-            if (yield First([call.first, second], None)) == 1:
+            if (yield First([call.first, second], _RACE_SECONDS)) == 1:
                 try:
                     yield Finish(second, place)
                 except grpc.RpcError as error:

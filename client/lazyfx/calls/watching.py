@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -19,15 +20,17 @@ from typing import Final
 
 import grpc
 
-from lazyfx.errors import ClosedError
 from lazyfx.flows import Place
 
-# A call that has waited this long makes the client check whether the server still answers.
+# A call that has waited this long makes the client check whether the server still answers; after
+# each answer, twice as long up to the second, because many clients may wait for one server.
 QUIET_SECONDS: Final = 1.0
-# How long the answer to a check may take, and to the one over a connection of its own. All of this
-# together is what a frozen server costs.
+_LONGEST_QUIET_SECONDS: Final = 2.0
+# How long the answer to a check may take, and to the one over a connection of its own, which a
+# server that has much to do must first encrypt. All of this together is what a frozen server costs.
 CHECK_SECONDS: Final = 1.2
 SECOND_CHECK_SECONDS: Final = 0.8
+ENCRYPTED_CHECK_SECONDS: Final = 1.8
 _LOOK_SECONDS: Final = QUIET_SECONDS / 4
 # The thread of a blocking client ends when no call has waited for so long.
 _IDLE_SECONDS: Final = 30.0
@@ -44,8 +47,7 @@ class SilentServerError(grpc.RpcError):
 
     def details(self) -> str:
         """What has happened."""
-        seconds = CHECK_SECONDS + SECOND_CHECK_SECONDS
-        return f"the server did not answer health checks within {seconds:g} s"
+        return "the server did not answer two health checks"
 
     def trailing_metadata(self) -> tuple[()]:
         """Nothing came from the server."""
@@ -55,13 +57,21 @@ class SilentServerError(grpc.RpcError):
 class _Wait:
     """A call that is waited for."""
 
-    __slots__ = ("cancel", "given_up", "place", "since")
+    __slots__ = ("cancel", "due", "given_up", "place", "quiet", "since")
 
     def __init__(self, cancel: Callable[[], object], place: Place) -> None:
         self.cancel = cancel
         self.place = place
         self.since = time.monotonic()
+        self.quiet = QUIET_SECONDS
+        self.due = self.since + _jittered(self.quiet)
         self.given_up = False
+
+    def server_has_answered(self, began: float) -> None:
+        """A check that began then was answered: there is no hurry to make the next one."""
+        if self.since < began:
+            self.quiet = min(2 * self.quiet, max(self.quiet, _LONGEST_QUIET_SECONDS))
+        self.due = max(self.due, began + _jittered(self.quiet))
 
 
 class _Waits:
@@ -90,8 +100,14 @@ class _Waits:
 
     def overdue(self) -> set[Place]:
         """The places whose servers are to be checked."""
-        before = time.monotonic() - QUIET_SECONDS
-        return {wait.place for wait in list(self._waits.values()) if wait.since < before}
+        now = time.monotonic()
+        return {wait.place for wait in list(self._waits.values()) if wait.due < now}
+
+    def server_has_answered(self, place: Place, began: float) -> None:
+        """A check of a place that began then was answered."""
+        for wait in list(self._waits.values()):
+            if wait.place == place:
+                wait.server_has_answered(began)
 
     def give_up(self, place: Place, began: float) -> None:
         """Cancel the calls to a place that have been waited for since before a check began."""
@@ -127,7 +143,8 @@ class ThreadWatch:
         waiting = self._waits.begin(cancel, place)
         try:
             if not self._runs:
-                self._start()
+                with contextlib.suppress(RuntimeError):  # no thread may start: it is not watched
+                    self._start()
             return wait()
         except grpc.RpcError:
             if waiting.given_up:
@@ -143,6 +160,14 @@ class ThreadWatch:
                 threading.Thread(target=self._watch, name="lazyfx-watch", daemon=True).start()
 
     def _watch(self) -> None:
+        try:
+            self._watch_until_idle()
+        except BaseException:
+            with self._lock:
+                self._runs = False  # the next call starts another thread
+            raise
+
+    def _watch_until_idle(self) -> None:
         last_wait = time.monotonic()
         while not self._closing.wait(_LOOK_SECONDS):
             with self._lock:
@@ -157,21 +182,33 @@ class ThreadWatch:
             self._check_overdue()
 
     def _check_overdue(self) -> None:
-        checks = [
-            threading.Thread(target=self._check_one, args=(place,), daemon=True)
-            for place in self._waits.overdue()
-        ]
-        for check in checks:
-            check.start()
+        here: list[Place] = []
+        checks = []
+        for place in self._waits.overdue():
+            check = threading.Thread(target=self._check_one, args=(place,), daemon=True)
+            try:
+                if here:  # one place needs no other thread
+                    check.start()
+                    checks.append(check)
+                    continue
+            except RuntimeError:
+                pass  # this process may start no more threads
+            here.append(place)
+        for place in here:
+            self._check_one(place)
         for check in checks:
             check.join()
 
     def _check_one(self, place: Place) -> None:
         began = time.monotonic()
-        # The client may have been closed a moment ago.
-        with contextlib.suppress(ValueError, grpc.FutureCancelledError):
-            if self._is_silent(place):
-                self._waits.give_up(place, began)
+        try:
+            is_silent = self._is_silent(place)
+        except Exception:  # noqa: BLE001 - the client was closed, or no other connection can be opened
+            is_silent = False
+        if is_silent:
+            self._waits.give_up(place, began)
+        else:
+            self._waits.server_has_answered(place, began)
 
 
 class TaskWatch:
@@ -185,6 +222,14 @@ class TaskWatch:
         self._is_silent = is_silent
         self._waits = _Waits()
         self._watching: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    async def close(self) -> None:
+        """End the task; calls that are still waited for are no longer watched."""
+        self._is_closed = True
+        if (task := self._watching) is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def wait(
         self, cancel: Callable[[], object], place: Place, waited: Awaitable[bytes | None]
@@ -196,7 +241,7 @@ class TaskWatch:
         """
         waiting = self._waits.begin(cancel, place)
         try:
-            if self._watching is None:
+            if self._watching is None and not self._is_closed:
                 self._watching = asyncio.ensure_future(self._watch())
             return await waited
         except (grpc.RpcError, asyncio.CancelledError):
@@ -219,14 +264,22 @@ class TaskWatch:
     async def _check_one(self, place: Place) -> None:
         began = time.monotonic()
         try:
-            if await self._is_silent(place):
-                self._waits.give_up(place, began)
-        except ClosedError:
-            pass  # which has ended the calls
+            is_silent = await self._is_silent(place)
         except asyncio.CancelledError:
             if is_being_cancelled():
                 raise
-            # The channel was closed, which has ended the calls.
+            return  # the channel was closed, which has ended the calls
+        except Exception:  # noqa: BLE001 - as in ThreadWatch
+            is_silent = False
+        if is_silent:
+            self._waits.give_up(place, began)
+        else:
+            self._waits.server_has_answered(place, began)
+
+
+def _jittered(seconds: float) -> float:
+    """A little less, at random: what waits for one server shall not leave it in one moment."""
+    return seconds * random.uniform(0.7, 1)  # noqa: S311 - no secret
 
 
 def is_being_cancelled() -> bool:

@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from lazyfx.warming.rank_script import Job
 
 
-_NO_GRAPHS: Final = (
-    "not every graph was compiled on the server; does the script call "
-    'torch.compile(model, backend="lazyfx")?'
-)
+_DOES_IT_CALL: Final = 'does the script call torch.compile(model, backend="lazyfx")?'
+_NOT_ALL: Final = f"not every graph was compiled on the server; {_DOES_IT_CALL}"
+_NO_GRAPHS: Final = f"no rank has a graph; {_DOES_IT_CALL}"
 
 
 class _Warmed(SystemExit):
@@ -68,7 +67,9 @@ def warm(
     ranks: Annotated[
         str,
         typer.Option(
-            "--ranks", metavar="0,1,8-15", help="Run only these of the ranks. Default: all."
+            "--ranks",
+            metavar="0,1,8-15",
+            help="Run only these of the ranks, in this order. Default: all.",
         ),
     ] = "",
     capture_only: Annotated[
@@ -120,25 +121,34 @@ def warm(
 
 
 def read_ranks(text: str, world_size: int) -> list[int]:
-    """Ranks such as "0,1,8-15", in order; all if the text is empty.
+    """Ranks such as "0,1,8-15", each once, in the order given; all if the text is empty.
 
     Raises:
         typer.BadParameter: It is not a list of ranks of this job.
     """
-    found: set[int] = set()
-    try:
-        for part in text.split(",") if text else ():
-            first, dash, last = part.partition("-")
-            found.update(range(int(first), int(last if dash else first) + 1))
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r}: must be ranks such as 0,1,8-15", param_hint="--ranks"
-        ) from None
-    if wrong := sorted(rank for rank in found if rank >= world_size):
-        raise typer.BadParameter(
-            f"there is no rank {wrong[0]}; the last one is {world_size - 1}", param_hint="--ranks"
-        )
-    return sorted(found) if text else [*range(world_size)]
+    if not text:
+        return [*range(world_size)]
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            start, end = int(first), int(last if dash else first)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{text!r}: must be ranks such as 0,1,8-15", param_hint="--ranks"
+            ) from None
+        if end < start:
+            raise typer.BadParameter(
+                f"{part!r} names no rank; write the smaller one first: {end}-{start}",
+                param_hint="--ranks",
+            )
+        if end >= world_size:
+            raise typer.BadParameter(
+                f"there is no rank {max(start, world_size)}; the last one is {world_size - 1}",
+                param_hint="--ranks",
+            )
+        found += range(start, end + 1)
+    return [*dict.fromkeys(found)]
 
 
 def _warm_ranks(job: Job, ranks: Sequence[int]) -> None:
@@ -152,6 +162,7 @@ def _warm_ranks(job: Job, ranks: Sequence[int]) -> None:
         for each in run_ranks(job, ranks, Path(folder)):
             finished.append(each)
             typer.echo(f"rank {each.run.rank}: graphs: {len(each.run.graphs)}", err=True)
+        finished.sort(key=lambda each: each.run.rank)
         groups = group_ranks(finished)
         typer.echo(write_report(finished, groups))
     runs = [each.run for each in finished]
@@ -212,7 +223,7 @@ def _warm_by_running(
     report = backend_report()
     typer.echo(str(report))
     if not report.graphs or report.remote < len(report.graphs):
-        typer.echo(_NO_GRAPHS, err=True)
+        typer.echo(_NOT_ALL, err=True)
         raise typer.Exit(1)
 
 
