@@ -58,6 +58,7 @@ class _Filter:
         self._known = KnownValues(module)
         self._storage = StorageMap(module.graph)
         self._returned: set[Node] = set()
+        self._used: set[Node] = set()
         inputs = [node for node in rewrite.replacement.graph.nodes if node.op == "placeholder"]
         handed = rewrite.replacement.graph.output_node().all_input_nodes
         self._handed_through = [i for i, node in enumerate(inputs) if node in handed]
@@ -72,6 +73,7 @@ class _Filter:
             return False
         self._accepted += 1
         self._returned.update(match.returning_nodes)
+        torch.fx.node.map_arg(list(match.placeholder_nodes), self._used.add)
         return True
 
     def _is_safe(self, match: InternalMatch) -> bool:
@@ -91,11 +93,23 @@ class _Filter:
             positions[node] >= target or node in self._returned for node in operands
         ):
             return False
+        if len(match.returning_nodes) > 1 and not self._used.isdisjoint(match.returning_nodes):
+            return False
         first, last = min(places), max(target, max(places) + 1)
         switches = [place for node, place in positions.items() if storage.effects[node].state]
         if any(first <= switch < last and switch not in places for switch in switches):
             return False
-        return not any(storage.written_between(node, first, last, places) for node in operands)
+        if any(storage.written_between(node, first, last, places) for node in operands):
+            return False
+        if any(storage.written_between(node, positions[node], last, places) for node in inside):
+            return False
+        effects = [storage.effects[node] for node in inside]
+        between = [n for n, place in positions.items() if first <= place < last]
+        outside = [n for n in between if positions[n] not in places and n.op.startswith("call_")]
+        if any(e.random for e in effects) and any(storage.effects[n].random for n in outside):
+            return False
+        writers = [node for node in inside if storage.effects[node].writes]
+        return not any(storage.used_between(w, first, last, set(inside)) for w in writers)
 
 
 def _template(
