@@ -9,10 +9,12 @@ changed; the pass does not, and such graphs are not compared.
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.passes.utils.matcher_utils import InternalMatch
+from torch.fx.passes.utils import matcher_utils
+from torch.fx.passes.utils.matcher_utils import InternalMatch, SubgraphMatcher
 from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 
 from lazyfx_server.passes.analysis.called_operators import KnownValues
@@ -20,6 +22,8 @@ from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.analysis.walk import attribute_at, graph_modules, unused_name
 from lazyfx_server.passes.base import Rewrite
 from lazyfx_server.passes.patterns.guards import holds
+from lazyfx_server.passes.patterns.literal_keys import literal_key
+from lazyfx_server.passes.patterns.matching import INDEXING, same_containers
 
 
 def rewrite_one_by_one(module: GraphModule, rewrites: list[Rewrite]) -> int:
@@ -40,13 +44,29 @@ def rewrite_one_by_one(module: GraphModule, rewrites: list[Rewrite]) -> int:
 def _rewrite(module: GraphModule, rewrite: Rewrite, earlier: int) -> int:
     attributes: dict[str, torch.Tensor] = {}
     template = _template(module, rewrite.replacement, attributes)
-    found = replace_pattern_with_filters(
-        module, rewrite.pattern, template, match_filters=[_Filter(module, rewrite, earlier)]
-    )
+    with patch.object(matcher_utils, "SubgraphMatcher", _Matcher):
+        found = replace_pattern_with_filters(
+            module, rewrite.pattern, template, match_filters=[_Filter(module, rewrite, earlier)]
+        )
     if found:
         for name, value in attributes.items():
             setattr(module, name, value)
     return len(found)
+
+
+class _Matcher(SubgraphMatcher):
+    """torch's, but literals that mean something else to torch's calls are different."""
+
+    def _match_literals(self, pn: Any, gn: Any, match: InternalMatch) -> bool:
+        known = match.nodes_map.get(pn, gn) if isinstance(pn, Node) else pn
+        if not isinstance(gn, Node) and literal_key(known) != literal_key(gn):
+            return False
+        return super()._match_literals(pn, gn, match)
+
+    def _match_nodes(self, pn: Node, gn: Node, match: InternalMatch, *rest: Any) -> bool:
+        if pn.target in INDEXING and not same_containers(pn.args, gn.args):
+            return False
+        return super()._match_nodes(pn, gn, match, *rest)
 
 
 class _Filter:

@@ -223,6 +223,38 @@ def test_matches_are_not_moved_across_what_they_would_change(
     assert ran.note == f"{matches} matches"
 
 
+@pytest.mark.parametrize(
+    ("model", "pattern", "replacement"),
+    [
+        (
+            lambda x: torch.mul(torch.add(x, 1), 1.0),
+            lambda a, s: torch.mul(torch.add(a, s), s),
+            lambda a, s: torch.mul(s, torch.add(a, s)),
+        ),
+        (
+            lambda x: torch.mul(torch.add(x, 1), True),  # noqa: FBT003 - a literal
+            lambda a, s: torch.mul(torch.add(a, s), s),
+            lambda a, s: torch.mul(s, torch.add(a, s)),
+        ),
+        (
+            lambda x: torch.div(1.0, torch.mul(x, -0.0)),
+            lambda a: torch.mul(a, 0.0),
+            lambda a: torch.add(a - a, 0.0),
+        ),
+        (lambda x: x[[0, 1]], lambda a: a[(0, 1)], lambda a: a[0][1]),
+        (lambda x: x[(0, 1)], lambda a: a[[0, 1]], lambda a: a[:2]),
+    ],
+)
+def test_literals_that_are_equal_but_mean_something_else(
+    model: Any, pattern: Any, replacement: Any
+) -> None:
+    module = symbolic_trace(model)
+    ran = apply(module, (pattern, replacement))
+    x = torch.ones(3, 3, dtype=torch.int32)
+    torch.testing.assert_close(ran.module(x), module(x))
+    assert ran.note == "0 matches"
+
+
 def _of_lists(xs: Any) -> Any:
     return torch.cat(xs)
 
