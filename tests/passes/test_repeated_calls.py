@@ -15,8 +15,8 @@ from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from lazyfx_server.passes import PassContext
-from lazyfx_server.passes.analysis.fake_run import FakeRun
 from lazyfx_server.passes.analysis.fake_calls.repeated_calls import RepeatedCalls
+from lazyfx_server.passes.analysis.fake_run import FakeRun
 from lazyfx_server.passes.builtin.inspecting.shape_propagation import ShapePropagation
 
 
@@ -106,9 +106,9 @@ def _described(module: GraphModule) -> list[Any]:
 @pytest.mark.parametrize(
     "write",
     [
-        lambda a, weight: a.unsqueeze_(0),  # noqa: ARG005 - one signature for all
-        lambda a, weight: a.t_(),  # noqa: ARG005
-        lambda a, weight: a.resize_(2, 2),  # noqa: ARG005
+        lambda a, weight: a.unsqueeze_(0),
+        lambda a, weight: a.t_(),
+        lambda a, weight: a.resize_(2, 2),
         lambda a, weight: a.add_(weight),
     ],
     ids=["unsqueeze_", "t_", "resize_", "add_"],

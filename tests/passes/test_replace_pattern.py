@@ -156,7 +156,7 @@ def test_writes_are_not_crossed() -> None:
     assert_same(module, ran.module, torch.randn(3))
 
 
-def _written_result(x: Tensor, y: Tensor) -> Any:  # noqa: ARG001 - one signature for all
+def _written_result(x: Tensor, y: Tensor) -> Any:
     s = torch.add(x, 1)
     s.mul_(3)
     return torch.relu(s), s * 1
@@ -170,7 +170,7 @@ def _read_before_a_write(x: Tensor, y: Tensor) -> Any:
 
 
 def _drawn_in_order(x: Tensor, y: Tensor) -> Any:
-    s = torch.dropout(x, 0.5, True)  # noqa: FBT003 - as in the pattern
+    s = torch.dropout(x, 0.5, True)
     other = torch.rand_like(y)
     return torch.relu(s) + other
 
@@ -198,8 +198,8 @@ def _used_by_an_earlier_match(x: Tensor, y: Tensor) -> Any:
         ),
         (
             _drawn_in_order,
-            lambda a: torch.relu(torch.dropout(a, 0.5, True)),  # noqa: FBT003 - as in the graph
-            lambda a: torch.dropout(a, 0.5, True).clamp(min=0),  # noqa: FBT003
+            lambda a: torch.relu(torch.dropout(a, 0.5, True)),
+            lambda a: torch.dropout(a, 0.5, True).clamp(min=0),
             0,
         ),
         (
@@ -232,7 +232,7 @@ def test_matches_are_not_moved_across_what_they_would_change(
             lambda a, s: torch.mul(s, torch.add(a, s)),
         ),
         (
-            lambda x: torch.mul(torch.add(x, 1), True),  # noqa: FBT003 - a literal
+            lambda x: torch.mul(torch.add(x, 1), True),
             lambda a, s: torch.mul(torch.add(a, s), s),
             lambda a, s: torch.mul(s, torch.add(a, s)),
         ),

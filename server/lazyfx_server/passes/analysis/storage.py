@@ -121,9 +121,7 @@ class StorageMap:
             for place in writes[bisect_left(writes, start) : bisect_left(writes, end)]
         )
 
-    def used_between(
-        self, writer: Node, start: int, end: int, ignoring: AbstractSet[Node]
-    ) -> bool:
+    def used_between(self, writer: Node, start: int, end: int, ignoring: AbstractSet[Node]) -> bool:
         """Whether a call at a position in [start, end) may use storage that `writer` writes.
 
         Args:
@@ -134,7 +132,9 @@ class StorageMap:
         """
         written = self._used(writer)
         return any(
-            start <= place < end and node not in ignoring and not written.isdisjoint(self._used(node))
+            start <= place < end
+            and node not in ignoring
+            and not written.isdisjoint(self._used(node))
             for node, place in self.position.items()
             if node.op.startswith("call_")
         )

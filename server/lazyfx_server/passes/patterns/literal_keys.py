@@ -16,7 +16,12 @@ def literal_key(value: Argument) -> Hashable:
     if isinstance(value_, Node):
         return ("node", id(value_))
     if isinstance(value_, slice):
-        return ("slice", literal_key(value_.start), literal_key(value_.stop), literal_key(value_.step))
+        return (
+            "slice",
+            literal_key(value_.start),
+            literal_key(value_.stop),
+            literal_key(value_.step),
+        )
     if isinstance(value_, dict):
         return ("dict", tuple((literal_key(k), literal_key(v)) for k, v in value_.items()))
     if isinstance(value_, list | tuple):

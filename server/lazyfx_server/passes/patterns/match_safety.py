@@ -91,9 +91,7 @@ class MatchSafety:
     def _is_used(self, writer: Node, way: _Way) -> bool:
         """Whether something outside, on the way, uses what a node of the match writes."""
         storage = self._storage = self._storage or StorageMap(self._module.graph)
-        return storage.used_between(
-            writer, storage.position[way.first], self._end(way), way.inside
-        )
+        return storage.used_between(writer, storage.position[way.first], self._end(way), way.inside)
 
     def _end(self, way: _Way) -> int:
         """The first position behind the way."""

@@ -223,15 +223,8 @@ def write_that_tracing_changes(module: GraphModule, *, trains: bool) -> str:
             return f"{node.name} scales its weight without autograd"
         reaches[node] = _reached_by(node, effects, reaches)
         here = set[Hashable]().union(*(reaches[n] for n in effects.writes))
-        for view, memories in secret.items():
-            if memories & here:
-                return (
-                    f"{node.name} writes what {view.name} shows, whose result is not known to be "
-                    f"a view"
-                )
-        for view, memories in may_copy.items():
-            if memories & here:
-                return f"{view.name} is a view or a copy of what {node.name} writes"
+        if reason := _shown_by_others(node, here, secret, may_copy):
+            return reason
         written |= here
         name = operator_name(node)
         kind = _kind_of_view(node, name)
@@ -247,9 +240,25 @@ def write_that_tracing_changes(module: GraphModule, *, trains: bool) -> str:
     return ""
 
 
-def _reached_by(
-    node: Node, effects: Effects, reaches: dict[Node, set[Hashable]]
-) -> set[Hashable]:
+def _shown_by_others(
+    node: Node,
+    written: set[Hashable],
+    secret: dict[Node, set[Hashable]],
+    may_copy: dict[Node, set[Hashable]],
+) -> str:
+    """Why tracing would not show what a call writes through an earlier view, or ""."""
+    for view, memories in secret.items():
+        if memories & written:
+            return (
+                f"{node.name} writes what {view.name} shows, whose result is not known to be a view"
+            )
+    for view, memories in may_copy.items():
+        if memories & written:
+            return f"{view.name} is a view or a copy of what {node.name} writes"
+    return ""
+
+
+def _reached_by(node: Node, effects: Effects, reaches: dict[Node, set[Hashable]]) -> set[Hashable]:
     """The memory that the result of a node may be in: the nodes that made it, or attributes."""
     if node.op == "get_attr":
         return set(memories_in(attribute_at(node.graph.owning_module, str(node.target))))
