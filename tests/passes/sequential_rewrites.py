@@ -9,10 +9,12 @@ changed; the pass does not, and such graphs are not compared.
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.fx import Graph, GraphModule, Node
-from torch.fx.passes.utils.matcher_utils import InternalMatch
+from torch.fx.passes.utils import matcher_utils
+from torch.fx.passes.utils.matcher_utils import InternalMatch, SubgraphMatcher
 from torch.fx.subgraph_rewriter import replace_pattern_with_filters
 
 from lazyfx_server.passes.analysis.called_operators import KnownValues
@@ -20,6 +22,8 @@ from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.analysis.walk import attribute_at, graph_modules, unused_name
 from lazyfx_server.passes.base import Rewrite
 from lazyfx_server.passes.patterns.guards import holds
+from lazyfx_server.passes.patterns.literal_keys import literal_key
+from lazyfx_server.passes.patterns.matching import INDEXING, same_containers
 
 
 def rewrite_one_by_one(module: GraphModule, rewrites: list[Rewrite]) -> int:
@@ -40,13 +44,29 @@ def rewrite_one_by_one(module: GraphModule, rewrites: list[Rewrite]) -> int:
 def _rewrite(module: GraphModule, rewrite: Rewrite, earlier: int) -> int:
     attributes: dict[str, torch.Tensor] = {}
     template = _template(module, rewrite.replacement, attributes)
-    found = replace_pattern_with_filters(
-        module, rewrite.pattern, template, match_filters=[_Filter(module, rewrite, earlier)]
-    )
+    with patch.object(matcher_utils, "SubgraphMatcher", _Matcher):
+        found = replace_pattern_with_filters(
+            module, rewrite.pattern, template, match_filters=[_Filter(module, rewrite, earlier)]
+        )
     if found:
         for name, value in attributes.items():
             setattr(module, name, value)
     return len(found)
+
+
+class _Matcher(SubgraphMatcher):
+    """torch's, but literals that mean something else to torch's calls are different."""
+
+    def _match_literals(self, pn: Any, gn: Any, match: InternalMatch) -> bool:
+        known = match.nodes_map.get(pn, gn) if isinstance(pn, Node) else pn
+        if not isinstance(gn, Node) and literal_key(known) != literal_key(gn):
+            return False
+        return super()._match_literals(pn, gn, match)
+
+    def _match_nodes(self, pn: Node, gn: Node, match: InternalMatch, *rest: Any) -> bool:
+        if pn.target in INDEXING and not same_containers(pn.args, gn.args):
+            return False
+        return super()._match_nodes(pn, gn, match, *rest)
 
 
 class _Filter:
@@ -58,6 +78,7 @@ class _Filter:
         self._known = KnownValues(module)
         self._storage = StorageMap(module.graph)
         self._returned: set[Node] = set()
+        self._used: set[Node] = set()
         inputs = [node for node in rewrite.replacement.graph.nodes if node.op == "placeholder"]
         handed = rewrite.replacement.graph.output_node().all_input_nodes
         self._handed_through = [i for i, node in enumerate(inputs) if node in handed]
@@ -72,6 +93,7 @@ class _Filter:
             return False
         self._accepted += 1
         self._returned.update(match.returning_nodes)
+        torch.fx.node.map_arg(list(match.placeholder_nodes), self._used.add)
         return True
 
     def _is_safe(self, match: InternalMatch) -> bool:
@@ -91,11 +113,23 @@ class _Filter:
             positions[node] >= target or node in self._returned for node in operands
         ):
             return False
+        if len(match.returning_nodes) > 1 and not self._used.isdisjoint(match.returning_nodes):
+            return False
         first, last = min(places), max(target, max(places) + 1)
         switches = [place for node, place in positions.items() if storage.effects[node].state]
         if any(first <= switch < last and switch not in places for switch in switches):
             return False
-        return not any(storage.written_between(node, first, last, places) for node in operands)
+        if any(storage.written_between(node, first, last, places) for node in operands):
+            return False
+        if any(storage.written_between(node, positions[node], last, places) for node in inside):
+            return False
+        effects = [storage.effects[node] for node in inside]
+        between = [n for n, place in positions.items() if first <= place < last]
+        outside = [n for n in between if positions[n] not in places and n.op.startswith("call_")]
+        if any(e.random for e in effects) and any(storage.effects[n].random for n in outside):
+            return False
+        writers = [node for node in inside if storage.effects[node].writes]
+        return not any(storage.used_between(w, first, last, set(inside)) for w in writers)
 
 
 def _template(

@@ -10,11 +10,13 @@ import pytest
 import torch
 from passes.captures import dynamo
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_leaves
 
 from lazyfx_server.passes import PassContext
 from lazyfx_server.passes.analysis.fake_calls.repeated_calls import RepeatedCalls
+from lazyfx_server.passes.analysis.fake_run import FakeRun
 from lazyfx_server.passes.builtin.inspecting.shape_propagation import ShapePropagation
 
 
@@ -99,3 +101,46 @@ def _described(module: GraphModule) -> list[Any]:
             place = value.stride(), value.storage_offset(), storage, value.requires_grad
             rows.append((node.name, value.dtype, value.device, tuple(value.shape), *place))
     return rows
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda a, weight: a.unsqueeze_(0),
+        lambda a, weight: a.t_(),
+        lambda a, weight: a.resize_(2, 2),
+        lambda a, weight: a.add_(weight),
+    ],
+    ids=["unsqueeze_", "t_", "resize_", "add_"],
+)
+def test_a_result_that_is_written_later_is_remembered_as_it_was(write: Any) -> None:
+    def layers(x: Tensor, weight: Tensor) -> Any:
+        a = torch.relu(x)
+        write(a, weight)
+        return torch.relu(x) * 1
+
+    x, weight = torch.ones(2, 3), torch.ones(2, 3, requires_grad=True)
+    module = torch.fx.symbolic_trace(layers)
+    expected = module(x, weight)
+    run = FakeRun(module, FakeTensorMode(), repeat=True)
+    for node, value in zip(module.graph.find_nodes(op="placeholder"), (x, weight), strict=True):
+        node.meta["val"] = run.mode.from_tensor(value)
+    with run.active():
+        for node in module.graph.nodes:
+            if node.op != "output":
+                found = run.compute(node)
+    described = found.shape, found.stride(), found.requires_grad
+    assert described == (expected.shape, expected.stride(), expected.requires_grad)
+
+
+def test_of_one_target_some_calls_may_change_the_state() -> None:
+    root = nn.Module()
+    root.pure = torch.fx.symbolic_trace(lambda x: x * 2)
+    root.writing = torch.fx.symbolic_trace(lambda x: x.add_(1))
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    for name in ("writing", "pure"):
+        graph.call_function(torch.ops.higher_order.wrap, (graph.get_attr(name), x))
+    graph.output(x)
+    GraphModule(root, graph)
+    assert RepeatedCalls(graph, FakeTensorMode())._has_switches

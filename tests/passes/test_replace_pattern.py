@@ -156,6 +156,105 @@ def test_writes_are_not_crossed() -> None:
     assert_same(module, ran.module, torch.randn(3))
 
 
+def _written_result(x: Tensor, y: Tensor) -> Any:
+    s = torch.add(x, 1)
+    s.mul_(3)
+    return torch.relu(s), s * 1
+
+
+def _read_before_a_write(x: Tensor, y: Tensor) -> Any:
+    y = y * 1
+    s = y.add_(1)
+    r = y * 3
+    return torch.relu(s) + r + x
+
+
+def _drawn_in_order(x: Tensor, y: Tensor) -> Any:
+    s = torch.dropout(x, 0.5, True)
+    other = torch.rand_like(y)
+    return torch.relu(s) + other
+
+
+def _used_by_an_earlier_match(x: Tensor, y: Tensor) -> Any:
+    a1, a2 = torch.relu(x), torch.relu(y)
+    u, z = torch.sin(a1), torch.cos(x * y)
+    return u, torch.neg(a2), torch.neg(z)
+
+
+@pytest.mark.parametrize(
+    ("model", "pattern", "replacement", "matches"),
+    [
+        (
+            _written_result,
+            lambda a: (s := torch.add(a, 1), torch.relu(s)),
+            lambda a: (s := torch.sub(a, -1), torch.clamp(s, min=0)),
+            0,
+        ),
+        (
+            _read_before_a_write,
+            lambda a: torch.relu(a.add_(1)),
+            lambda a: a.add_(1).clamp(min=0),
+            0,
+        ),
+        (
+            _drawn_in_order,
+            lambda a: torch.relu(torch.dropout(a, 0.5, True)),
+            lambda a: torch.dropout(a, 0.5, True).clamp(min=0),
+            0,
+        ),
+        (
+            _used_by_an_earlier_match,
+            lambda p, q: (torch.relu(p), torch.neg(q)),
+            lambda p, q: (torch.clamp(p, min=0), torch.mul(q, -1)),
+            1,
+        ),
+    ],
+)
+def test_matches_are_not_moved_across_what_they_would_change(
+    model: Any, pattern: Any, replacement: Any, matches: int
+) -> None:
+    module = symbolic_trace(model)
+    ran = apply(module, (pattern, replacement))
+    x, y = torch.randn(30), torch.randn(30)
+    torch.manual_seed(0)
+    expected = module(x, y)
+    torch.manual_seed(0)
+    torch.testing.assert_close(ran.module(x, y), expected)
+    assert ran.note == f"{matches} matches"
+
+
+@pytest.mark.parametrize(
+    ("model", "pattern", "replacement"),
+    [
+        (
+            lambda x: torch.mul(torch.add(x, 1), 1.0),
+            lambda a, s: torch.mul(torch.add(a, s), s),
+            lambda a, s: torch.mul(s, torch.add(a, s)),
+        ),
+        (
+            lambda x: torch.mul(torch.add(x, 1), True),
+            lambda a, s: torch.mul(torch.add(a, s), s),
+            lambda a, s: torch.mul(s, torch.add(a, s)),
+        ),
+        (
+            lambda x: torch.div(1.0, torch.mul(x, -0.0)),
+            lambda a: torch.mul(a, 0.0),
+            lambda a: torch.add(a - a, 0.0),
+        ),
+        (lambda x: x[[0, 1]], lambda a: a[(0, 1)], lambda a: a[0][1]),
+        (lambda x: x[(0, 1)], lambda a: a[[0, 1]], lambda a: a[:2]),
+    ],
+)
+def test_literals_that_are_equal_but_mean_something_else(
+    model: Any, pattern: Any, replacement: Any
+) -> None:
+    module = symbolic_trace(model)
+    ran = apply(module, (pattern, replacement))
+    x = torch.ones(3, 3, dtype=torch.int32)
+    torch.testing.assert_close(ran.module(x), module(x))
+    assert ran.note == "0 matches"
+
+
 def _of_lists(xs: Any) -> Any:
     return torch.cat(xs)
 

@@ -86,6 +86,19 @@ def test_a_graph_of_a_device_that_this_torch_lacks(name: str) -> None:
     assert done.changed, done.note
 
 
+def _written_as_contiguous(x: Tensor) -> Tensor:
+    y = x * 2
+    y.contiguous().add_(1)
+    return y
+
+
+def _written_below_a_view(x: Tensor) -> Tensor:
+    y = x * 2
+    piece = torch.unsafe_split(y, 2)[0]
+    y.add_(1)
+    return piece * 1
+
+
 WRITES: dict[str, Callable[[Tensor], Tensor]] = {
     "which autograd does not follow": lambda x: (x * 2).detach().add_(1),
     "data, which autograd": lambda x: x.data.add_(1),
@@ -95,7 +108,9 @@ WRITES: dict[str, Callable[[Tensor], Tensor]] = {
         torch.tensor([0]), x * 2, max_norm=1.0
     ),
     "not known to be a view": lambda x: torch.unsafe_split(x * 2, 1)[0].add_(1),
-    "a view or a copy of an input": lambda x: x.reshape(-1).add_(1),
+    "reshape is a view or a copy of what": lambda x: x.reshape(-1).add_(1),
+    "contiguous is a view or a copy of what": _written_as_contiguous,
+    "shows, whose result is not known to be a view": _written_below_a_view,
 }
 
 
@@ -107,6 +122,21 @@ def test_writes_that_tracing_would_change(reason: str) -> None:
     done = run(module, PASSES["functionalize"])
     assert reason in done.note
     assert not done.changed
+
+
+@pytest.mark.parametrize("part", [nn.Flatten(), nn.Sequential(nn.Flatten())])
+def test_a_write_through_a_module_that_may_copy(part: nn.Module) -> None:
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    with FakeTensorMode():
+        x.meta["val"] = torch.empty(3, 2, 2)
+    flat = graph.call_module("part", (x,))
+    graph.output((graph.call_method("add_", (flat, 1)), x))
+    done = run(torch.fx.GraphModule(nn.ModuleDict({"part": part}), graph), PASSES["functionalize"])
+    assert "part is a view or a copy of what" in done.note
+    turned, also = (torch.ones(3, 2, 2).transpose(1, 2) for _ in range(2))
+    # Called with other strides than the capture's, Flatten makes a copy.
+    torch.testing.assert_close(done.module(turned)[1], also)
 
 
 @pytest.mark.parametrize("name", ["t_", "unsqueeze_"])

@@ -16,6 +16,8 @@ from lazyfx_server.passes import PassError, Registry
 from lazyfx_server.passes.named_pipelines import NamedPipelines
 from lazyfx_server.passes.pass_requests import pipeline_of
 
+# The number is raised when comparisons see more than before: what passed earlier ones may not pass.
+_VERIFY = b"verify-2"
 _MAX_REMEMBERED = 1024
 MAX_REMEMBERED = 8192
 """Maximum characters of the spelling of a cached pipeline."""
@@ -70,7 +72,7 @@ class Pipelines:
         Raises:
             InvalidRequestError: A pass or an option is unknown or has the wrong type.
         """
-        modes = b"eager" * eager + b"verify" * verify
+        modes = b"eager" * eager + _VERIFY * verify
         # Its digest, because rewrites may have megabytes, and cache entries are kept.
         written = hashlib.sha256(modes)
         for spec in specs:

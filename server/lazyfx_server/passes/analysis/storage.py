@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Hashable
+from collections.abc import Set as AbstractSet
 from typing import TypeAlias
 
 from torch import nn
@@ -54,6 +55,7 @@ class StorageMap:
                     self._join(node, memory)
             elif node.op == "call_module":
                 hidden[node] = self._called(graph, node)
+        self._attributes: frozenset[_Member] = frozenset()
         self._writes: defaultdict[_Member, list[int]] = defaultdict(list)
         for node, effects in self.effects.items():
             for written in (*effects.writes, *hidden.get(node, ())):
@@ -81,7 +83,7 @@ class StorageMap:
         held = {self._root(memory) for memories in self._held.values() for memory in memories}
         read = {self._root(node) for node in graph.find_nodes(op="get_attr")}
         inputs = self._root(_INPUTS)
-        attributes = (held | read) - {inputs}
+        attributes = self._attributes = frozenset((held | read) - {inputs})
         to_inputs = self._writes.get(inputs, [])
         to_attributes = [place for root in attributes for place in self._writes.get(root, [])]
         if to_inputs:
@@ -118,6 +120,32 @@ class StorageMap:
             place not in ignoring
             for place in writes[bisect_left(writes, start) : bisect_left(writes, end)]
         )
+
+    def used_between(self, writer: Node, start: int, end: int, ignoring: AbstractSet[Node]) -> bool:
+        """Whether a call at a position in [start, end) may use storage that `writer` writes.
+
+        Args:
+            writer: A call; it counts as one that writes all its operands.
+            start: The first position that counts.
+            end: The first position that no longer counts.
+            ignoring: Nodes that do not count.
+        """
+        written = self._used(writer)
+        return any(
+            start <= place < end
+            and node not in ignoring
+            and not written.isdisjoint(self._used(node))
+            for node, place in self.position.items()
+            if node.op.startswith("call_")
+        )
+
+    def _used(self, node: Node) -> frozenset[_Member]:
+        """The classes of what a call reads, writes and returns; an input may be any attribute."""
+        members = (node, *node.all_input_nodes, *self._held.get(node, ()))
+        roots = {self._root(member) for member in members}
+        if roots & self._attributes:
+            roots.add(self._root(_INPUTS))
+        return frozenset(roots)
 
     def written(self, node: Node) -> bool:
         """Whether the storage of `node` is written at all."""

@@ -2,7 +2,8 @@
 
 The rules are those of `torch.fx.passes.utils.matcher_utils.SubgraphMatcher`, so that rewrites find
 what torch's `replace_pattern` finds: placeholders match anything, literals equal literals of the
-same type, two nodes of a pattern never the same node; nothing outside may use what is inside,
+same type (here also behind an input that occurs twice; 0.0 is not -0.0, and the tuple of an index
+is not a list), two nodes of a pattern never the same node; nothing outside may use what is inside,
 except results; no way may lead out of the match and back into it; of matches that overlap, the
 first counts. The search differs: it begins at the rarest target of the pattern (as the tables of
 Inductor's `PatternMatcherPass`, by the target of the last call, but chosen per graph), and ends
@@ -11,6 +12,7 @@ before it begins if a target does not occur.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +21,11 @@ from torch._ops import OpOverload
 from torch.fx import Node
 
 from lazyfx_server.passes.patterns.calls_by_target import CallsByTarget
+from lazyfx_server.passes.patterns.literal_keys import literal_key
 from lazyfx_server.passes.patterns.pattern_plan import PatternPlan
+
+# Calls that do something else for a tuple than for a list.
+INDEXING = frozenset({operator.getitem, operator.setitem, "__getitem__", "__setitem__"})
 
 
 @dataclass(slots=True)
@@ -83,6 +89,8 @@ class _Binding:
             return True
         if ours.op != theirs.op or ours.target != theirs.target:
             return False
+        if ours.target in INDEXING and not same_containers(ours.args, theirs.args):
+            return False
         self.values[ours] = theirs
         self.taken.add(theirs)
         pair = _aligned(ours, theirs)
@@ -101,7 +109,7 @@ class _Binding:
             elif isinstance(one, list | tuple) and isinstance(other, list | tuple):
                 matched = self.arguments(one, other)
             else:
-                matched = type(one) is type(other) and bool(one == other)
+                matched = literal_key(one) == literal_key(other)
             if not matched:
                 return False
         return True
@@ -110,9 +118,17 @@ class _Binding:
         if ours.op != "placeholder":
             return False
         if ours in self.values:
-            return bool(self.values[ours] == theirs)
+            return literal_key(self.values[ours]) == literal_key(theirs)
         self.values[ours] = theirs
         return True
+
+
+def same_containers(one: Any, other: Any) -> bool:
+    """Whether lists and tuples in two arguments are of the same kinds."""
+    if not (isinstance(one, list | tuple) and isinstance(other, list | tuple)):
+        return True
+    same = isinstance(one, tuple) == isinstance(other, tuple)
+    return same and all(map(same_containers, one, other))
 
 
 def _aligned(ours: Node, theirs: Node) -> tuple[list[Any], list[Any]] | None:

@@ -11,7 +11,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph, Node
 
 from lazyfx_server.passes.analysis.effects import effects_of
-from lazyfx_server.passes.analysis.fake_calls.torch_fake_tensors import fresh_like, is_plain
+from lazyfx_server.passes.analysis.fake_calls.torch_fake_tensors import (
+    Facts,
+    facts_of,
+    fresh,
+    is_plain,
+)
 
 # Literals that are equal, and of one type, are the same to every operator.
 _LITERALS = (bool, int, float, str, torch.dtype, torch.device, torch.layout, torch.memory_format)
@@ -31,10 +36,10 @@ class RepeatedCalls:
 
     def __init__(self, graph: Graph, mode: FakeTensorMode) -> None:
         self._mode = mode
-        self._results: dict[Hashable, FakeTensor] = {}
+        self._results: dict[Hashable, Facts] = {}
         # A result made anew is no function of the operands to autograd, which such calls ask for.
-        one_each = {(node.op, node.target): node for node in graph.nodes}.values()
-        self._has_switches = any(effects_of(node).state for node in one_each)
+        # Each node: of one target, some calls may change the state and others not.
+        self._has_switches = any(effects_of(node).state for node in graph.nodes)
 
     def key(self, node: Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable | None:
         """What the result of a call depends on; None if that is not known.
@@ -56,7 +61,7 @@ class RepeatedCalls:
     def find(self, key: Hashable) -> FakeTensor | None:
         """A new tensor like the one that an equal call returned."""
         found = self._results.get(key)
-        return None if found is None else fresh_like(found)
+        return None if found is None else fresh(found, self._mode)
 
     def add(self, key: Hashable, value: object) -> None:
         """Remembers what a call returned, if it is one plain tensor that fills its memory."""
@@ -64,7 +69,7 @@ class RepeatedCalls:
             assert isinstance(value, FakeTensor)
             dense = torch._prims_common.is_non_overlapping_and_dense_or_false(value)  # noqa: SLF001 - no public way to ask
             if dense and value.storage_offset() == 0:
-                self._results[key] = value
+                self._results[key] = facts_of(value)
 
     def _facts(self, value: Any) -> Hashable:
         if isinstance(value, torch.Tensor):

@@ -6,6 +6,8 @@ torch makes the results that its own cache of fake calls finds in the same way
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
@@ -25,15 +27,31 @@ def is_plain(value: object, mode: FakeTensorMode) -> bool:
     )
 
 
-def fresh_like(value: FakeTensor) -> FakeTensor:
-    """A tensor like a plain one, in memory of its own; computed, for autograd, if that one was."""
-    mode, device = value.fake_mode, value.device
+class Facts(NamedTuple):
+    """What is known of a plain tensor that fills its memory, as it is now: writes may change it."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+
+
+def facts_of(value: FakeTensor) -> Facts:
+    """What is known of a plain tensor that fills its memory."""
+    shape = tuple(value.shape)
+    return Facts(shape, value.stride(), value.dtype, value.device, value.requires_grad)
+
+
+def fresh(facts: Facts, mode: FakeTensorMode) -> FakeTensor:
+    """A tensor in memory of its own; a computed one, for autograd, if it requires grad."""
+    shape, stride, dtype, device, requires_grad = facts
     with in_kernel_invocation_manager(mode):
-        empty = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="meta")
+        empty = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
         made = FakeTensor(mode, empty, device)
-        if value.requires_grad:
+        if requires_grad:
             # Something was written to it that requires grad, as to any result.
-            made.copy_(torch.empty((), dtype=value.dtype, device="meta", requires_grad=True))
+            made.copy_(torch.empty((), dtype=dtype, device="meta", requires_grad=True))
     return made
 
 

@@ -29,7 +29,7 @@ class BatchFusion(Pass):
     """
 
     name: ClassVar[str] = "batch_fusion"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_shapes: ClassVar[bool] = True
 
     kinds: tuple[str, ...] = field(

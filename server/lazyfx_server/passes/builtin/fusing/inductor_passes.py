@@ -19,7 +19,7 @@ from lazyfx_server.passes.torch_steps.torch_inductor_passes import STEPS, Stage,
 class _InductorPass(Pass):
     """Code shared by the three stages."""
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     needs_shapes: ClassVar[bool] = True
     stage: ClassVar[Stage]
     # Where the steps of the stage look for values.
@@ -84,7 +84,7 @@ class InductorJointGraph(_InductorPass):
     """
 
     name: ClassVar[str] = "inductor_joint_graph"
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     stage: ClassVar[Stage] = "joint_graph"
 
 

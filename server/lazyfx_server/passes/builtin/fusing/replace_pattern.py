@@ -17,7 +17,7 @@ from lazyfx_server.passes.base import Pass, PassContext, PassResult, Rewrite
 from lazyfx_server.passes.errors import PassError
 from lazyfx_server.passes.patterns.calls_by_target import CallsByTarget, call_key
 from lazyfx_server.passes.patterns.guards import check_guards, holds
-from lazyfx_server.passes.patterns.match_safety import MatchSafety
+from lazyfx_server.passes.patterns.match_safety import MatchSafety, nodes_in
 from lazyfx_server.passes.patterns.matching import Match, find_matches
 from lazyfx_server.passes.patterns.pattern_plan import PatternPlan, plan_of
 from lazyfx_server.passes.patterns.replacing import replace_matches
@@ -30,12 +30,13 @@ class ReplacePattern(Pass):
 
     Inputs of a pattern match anything. Each rewrite goes over the graph once, in the given order,
     so it terminates even if its replacement matches its pattern. A match is skipped if moving its
-    nodes together would cross a write to their inputs. New nodes have no shapes; run
+    nodes together would cross a write to their inputs or results, a use of what they write, or
+    another draw of random numbers. New nodes have no shapes; run
     shape_propagation afterwards to compute them.
     """
 
     name: ClassVar[str] = "replace_pattern"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     only_reads_rewrites: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:
@@ -142,6 +143,7 @@ class _Part:
         handed_through = [i for i, node in enumerate(inputs) if node in handed]
         accepted: list[Match] = []
         returned: set[Node] = set()
+        used: set[Node] = set()
         for match in found:
             if allowance.is_used_up:
                 break
@@ -149,10 +151,11 @@ class _Part:
                 continue  # a literal cannot replace a node
             if rewrite.guards and not holds(rewrite.guards, match.inputs, self._known):
                 continue
-            if self._safety.is_safe(match, returned):
+            if self._safety.is_safe(match, returned, used):
                 allowance.take()
                 accepted.append(match)
                 returned.update(match.results)
+                used.update(nodes_in(match.inputs))
         return accepted
 
     def _replace(self, matches: Sequence[Match], replacement: GraphModule) -> None:

@@ -31,6 +31,7 @@ class Analyze(Pass):
     """
 
     name: ClassVar[str] = "analyze"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
     mutates: ClassVar[bool] = False
 

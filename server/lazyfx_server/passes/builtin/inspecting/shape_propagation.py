@@ -30,6 +30,7 @@ class ShapePropagation(Pass):
     """
 
     name: ClassVar[str] = "shape_propagation"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     recompute: bool = field(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import torch
 from torch.fx import GraphModule, Node
-from torch.fx.node import Argument
 
 from lazyfx_server.passes.analysis.storage import StorageMap
 from lazyfx_server.passes.analysis.walk import graph_modules
 from lazyfx_server.passes.base import Pass, PassContext, PassResult
+from lazyfx_server.passes.patterns.literal_keys import literal_key
 
 
 @dataclass(frozen=True)
@@ -69,34 +68,6 @@ def _key(node: Node, storage: StorageMap) -> Hashable:
     if node.op == "get_attr":
         # Reading an attribute sees earlier writes to it.
         epochs = (storage.writes_before(node, position),)
-    kwargs = tuple((name, _literal(node.kwargs[name])) for name in sorted(node.kwargs))
+    kwargs = tuple((name, literal_key(node.kwargs[name])) for name in sorted(node.kwargs))
     target: Hashable = node.target if isinstance(node.target, str) else id(node.target)
-    return (node.op, target, _literal(node.args), kwargs, epochs)
-
-
-def _literal(value: Argument) -> Hashable:
-    """A value as a key: equal keys mean the same argument, type included."""
-    value_: Any = value
-    if isinstance(value_, Node):
-        return ("node", id(value_))
-    if isinstance(value_, slice):
-        return ("slice", _literal(value_.start), _literal(value_.stop), _literal(value_.step))
-    if isinstance(value_, dict):
-        return ("dict", tuple((_literal(k), _literal(v)) for k, v in value_.items()))
-    if isinstance(value_, list | tuple):
-        return (type(value_).__name__, tuple(_literal(item) for item in value_))
-    if isinstance(value_, float | complex):
-        return (type(value_), repr(value_))  # 0.0 and -0.0 differ, nan is itself
-    if value_ is None or isinstance(
-        value_,
-        bool
-        | int
-        | str
-        | torch.dtype
-        | torch.device
-        | torch.layout
-        | torch.memory_format
-        | type(Ellipsis),
-    ):
-        return (type(value_), value_)
-    return ("object", id(value_))
+    return (node.op, target, literal_key(node.args), kwargs, epochs)

@@ -32,7 +32,7 @@ class Functionalize(Pass):
     """
 
     name: ClassVar[str] = "functionalize"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needs_shapes: ClassVar[bool] = True
 
     def run(self, module: GraphModule, context: PassContext) -> PassResult:  # noqa: ARG002 - contract
@@ -51,7 +51,7 @@ class Decompose(Pass):
     """
 
     name: ClassVar[str] = "decompose"
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     needs_shapes: ClassVar[bool] = True
 
     operators: tuple[str, ...] = field(

@@ -30,6 +30,7 @@ class PartitionMinCut(Pass):
     """
 
     name: ClassVar[str] = "partition_min_cut"
+    version: ClassVar[int] = 2
     needs_shapes: ClassVar[bool] = True
 
     num_outputs: int = field(
