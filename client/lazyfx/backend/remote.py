@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from lazyfx.artifacts.native_loading import load
 from lazyfx.backend.dynamo_graphs import FlatGraph, flatten
 from lazyfx.backend.fallback_report import KernelCounts
-from lazyfx.backend.group_names import register_names
+from lazyfx.backend.group_names import register_names, with_names
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
 from lazyfx.capture import remembering
@@ -125,6 +125,7 @@ def ask(
         ArtifactError: The answer does not match the request.
     """
     options, request = graph_request.options, graph_request.native
+    groups: Sequence[str] = ()
     if request is not None:
         groups = remembering.encode(graph_request.graph).presentation.process_groups
         register_names(groups, has_passes=bool(options.passes))
@@ -152,7 +153,7 @@ def ask(
     bundle = read_artifact(pb.NativeBundle, data, request)
     symbols = _symbols(graph_request.flat, bundle)
     return GraphResult(
-        open=lambda: _with_lifted(load(bundle, texts), graph_request.flat),
+        open=lambda: _with_lifted(with_names(load(bundle, texts), groups), graph_request.flat),
         digest=remote.digest,
         cache=remote.cache.status,
         conditions=tuple(shape_guards.read_guards(bundle.guards, symbols)),
