@@ -72,8 +72,8 @@ def _register(number: int, name: str) -> None:
     known = find_group(alias)
     if alias not in _meant and known not in (None, group):
         raise UnsupportedGraphError(
-            f"another process group of this process has the name {alias!r}, which artifacts give to "
-            f"the group number {number} of their graph",
+            f"another process group of this process has the name {alias!r}, which artifacts give "
+            f"to the group number {number} of their graph",
             remedy="give that process group another name",
         )
     meant = _meant.setdefault(alias, name)
