@@ -108,11 +108,11 @@ def kept_kernels(folder: Path) -> bytes:
     except OSError:
         return b""
     found.sort(reverse=True)
-    for _, name in found[_MAX_KEPT:]:
+    for _, digest in found[_MAX_KEPT:]:
         with suppress(OSError):
-            (folder / f"k{name}.so").unlink()
+            (folder / f"k{digest}.so").unlink()
     kept = found[:_MAX_KEPT]
-    return b"".join(sorted(bytes.fromhex(name)[:KEPT_PREFIX_BYTES] for _, name in kept))
+    return b"".join(sorted(bytes.fromhex(digest)[:KEPT_PREFIX_BYTES] for _, digest in kept))
 
 
 def with_kept_kernels(data: bytes, folder: Path) -> bytes | None:
