@@ -223,6 +223,7 @@ class AsyncRemoteModule(HandleFacts):
         self,
         request: pb.NativeRequest,
         *,
+        kept_kernels: bytes = b"",
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> bytes:
@@ -230,6 +231,8 @@ class AsyncRemoteModule(HandleFacts):
 
         Args:
             request: Where it will run and under which settings; see `native_request`.
+            kept_kernels: Libraries that the caller has, which the server leaves out; see
+                `GetArtifactRequest.kept_kernels`. Whoever names some adds them before loading.
             timeout: Timeout of the server, in seconds.
             on_progress: Called with the progress of the compile.
 
@@ -238,8 +241,9 @@ class AsyncRemoteModule(HandleFacts):
             UntrustedArtifactError: It is not signed with a trusted key.
             ServiceError: A subclass, by the status that the server returned.
         """
-        made = await self.artifact("inductor", request, timeout=timeout, on_progress=on_progress)
-        return cast("bytes", made)
+        return await self._run(
+            self._flows.native(request, kept_kernels, timeout=timeout, on_progress=on_progress)
+        )
 
     async def save_pickle(self, path: str | Path) -> Path:
         """Write `pickle()` to a file, for `pickle.load`, and return its path."""

@@ -99,12 +99,14 @@ class RemoteModule(HandleFacts):
         self,
         request: pb.NativeRequest,
         *,
+        kept_kernels: bytes = b"",
         timeout: float | None = None,
         on_progress: OnProgress | None = None,
     ) -> bytes:
         """The native artifact; see `AsyncRemoteModule.native`."""
-        made = self.artifact("inductor", request, timeout=timeout, on_progress=on_progress)
-        return cast("bytes", made)
+        return self._run(
+            self._flows.native(request, kept_kernels, timeout=timeout, on_progress=on_progress)
+        )
 
     def source(self) -> GeneratedSource:
         """The generated source, checked against the graph; see `AsyncRemoteModule.source`."""

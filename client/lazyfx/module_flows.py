@@ -84,6 +84,20 @@ class ModuleFlows:
         request = (request or self.aot_request()) if found.native else None
         return (yield from self._made(found.value, (), request, timeout, on_progress))
 
+    def native(
+        self,
+        request: pb.NativeRequest,
+        kept_kernels: bytes,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Flow[bytes]:
+        """The native artifact, without the libraries that the caller has."""
+        wanted = pb.GetArtifactRequest(
+            kind=pb.ARTIFACT_KIND_INDUCTOR, native=request, kept_kernels=kept_kernels
+        )
+        return (yield from self._fetch_native(wanted, timeout, on_progress))
+
     def save(
         self,
         path: str | Path,
@@ -149,8 +163,7 @@ class ModuleFlows:
         data = b""
         if request is not None:
             wanted = pb.GetArtifactRequest(kind=recipe.fetch, native=request)
-            with restoring_texts(texts_of(self.prepared.encoded.body)):
-                data = yield from self._fetch_native(wanted, timeout, on_progress)
+            data = yield from self._fetch_native(wanted, timeout, on_progress)
         elif recipe.fetch:
             data = yield from self.artifacts.get(recipe.fetch)
         compiled = (yield from self._compiled_graph()) if recipe.graph else None
@@ -170,19 +183,11 @@ class ModuleFlows:
     def _fetch_native(
         self, wanted: pb.GetArtifactRequest, timeout: float | None, on_progress: OnProgress | None
     ) -> Flow[bytes]:
-        """Fetch a native artifact, without the kernels that are here."""
-        fetch = partial(self.artifacts.fetch, timeout=timeout, on_progress=on_progress)
-        if wanted.kind != pb.ARTIFACT_KIND_INDUCTOR:
-            return (yield from fetch(wanted))
-        from lazyfx.artifacts.kernel_files import kept_kernels, with_kept_kernels
-
-        wanted.kept_kernels = yield from self._build(kept_kernels)
-        data = yield from fetch(wanted)
-        whole: bytes | None = yield from self._build(partial(with_kept_kernels, data))
-        if whole is None:  # removed in the meantime
-            wanted.ClearField("kept_kernels")
-            whole = yield from fetch(wanted)
-        return whole
+        """Fetch a native artifact; errors show the caller's strings."""
+        with restoring_texts(texts_of(self.prepared.encoded.body)):
+            return (
+                yield from self.artifacts.fetch(wanted, timeout=timeout, on_progress=on_progress)
+            )
 
     def _compiled_graph(self) -> Flow[CheckedCompiledGraph]:
         if self._compiled is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from training.counting import CountedCompilers
 from training.loops import Training, assert_same, train
 
 import lazyfx
+from lazyfx.artifacts.kernel_files import kept_kernels, kernel_folder
+from lazyfx.backend.sessions import session_for
 
 WIDTH = 36  # no other test's kernels
 X = torch.linspace(-1, 1, 6 * WIDTH).view(6, WIDTH)
@@ -94,13 +97,21 @@ def test_kernels_that_are_here_are_not_sent_again(native_server: Any, tmp_path: 
     first, whole = step()
     again, named = step()
     assert named < whole - 10_000
-    files = sorted((tmp_path / "inductor" / "lazyfx").glob("k*.so"))
+    files = sorted((tmp_path / "inductor" / "lazyfx").glob("*/k*.so"))
     assert len(files) > 2
-    files[0].write_bytes(files[1].read_bytes())  # by whoever can write there
+    (own,) = {file.parent for file in files}
+    other = replace(session_for(native_server.address).signed, public_key="00" * 32)
+    assert not kept_kernels(kernel_folder(other)), "another server must not learn of these"
+    content = files[1].read_bytes()
+    files[0].unlink()  # this process runs what was in it
+    files[0].write_bytes(content)
     changed, sent_twice = step()
     assert sent_twice > whole
     files[2].unlink()
     removed, some = step()
     assert named < some < whole
-    for training in (again, changed, removed):
+    own.chmod(0o770)  # now others could put a file in place of one that was compared
+    unsafe, all_again = step()
+    assert all_again == whole
+    for training in (again, changed, removed, unsafe):
         assert_same(training, first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -17,7 +18,9 @@ from lazyfx.v1 import compiler_pb2 as pb
 _NONE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
-def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[..., Any]:
+def load(
+    bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE, folder: Path | None = None
+) -> Callable[..., Any]:
     """Load an artifact, without a compiler.
 
     It contains a pickle of torch's: call this only with the result of `read_artifact` for an
@@ -27,6 +30,7 @@ def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[
         bundle: From `read_artifact`.
         texts: The strings of the compiled graph by token, to show in errors of forward and
             backward.
+        folder: Where its libraries are kept, from `kernel_folder`; None if they are not.
 
     Returns:
         A function of the graph's inputs; differentiable if the graph was compiled with gradients.
@@ -36,7 +40,7 @@ def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[
     """
     libraries = {kernel.source: kernel.library for kernel in bundle.kernels}
     try:
-        with _use_kernels(libraries), _restoring_errors(texts):
+        with _use_kernels(libraries, folder), _restoring_errors(texts):
             # This unpickles. The bytes are trusted: the artifact's signature was verified before
             # `read_artifact`, and only the server's key can create one.
             loaded: Callable[..., Any] = torch_inductor.AOTCompiledArtifact.deserialize(
@@ -52,11 +56,12 @@ def load(bundle: pb.NativeBundle, texts: Mapping[str, str] = _NONE) -> Callable[
 
 
 @contextmanager
-def _use_kernels(libraries: Mapping[bytes, bytes]) -> Iterator[None]:
+def _use_kernels(libraries: Mapping[bytes, bytes], folder: Path | None) -> Iterator[None]:
     """Provide these libraries to Inductor within the block; no compiler runs in this thread.
 
     Args:
         libraries: Bytes of libraries by the digest of their sources.
+        folder: Where they are kept.
 
     Raises:
         ArtifactError: Within the block, if Inductor needs a missing library.
@@ -73,8 +78,8 @@ def _use_kernels(libraries: Mapping[bytes, bytes]) -> Iterator[None]:
 
         def load() -> Any:
             if not loaded:
-                path = library_file(data)
-                loaded.append(cls._load_library(str(path), path.stem))
+                with library_file(data, folder) as path:
+                    loaded.append(cls._load_library(str(path), path.stem))
             return loaded[0]
 
         return load

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import sympy
 from torch.fx import GraphModule
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from lazyfx.artifacts.kernel_files import kept_kernels, kernel_folder, with_kept_kernels
 from lazyfx.artifacts.native_loading import load
 from lazyfx.backend.dynamo_graphs import FlatGraph, flatten
 from lazyfx.backend.fallback_report import KernelCounts
-from lazyfx.backend.group_names import register_names
+from lazyfx.backend.group_names import register_names, with_names
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
 from lazyfx.capture import remembering
@@ -125,6 +127,7 @@ def ask(
         ArtifactError: The answer does not match the request.
     """
     options, request = graph_request.options, graph_request.native
+    groups: Sequence[str] = ()
     if request is not None:
         groups = remembering.encode(graph_request.graph).presentation.process_groups
         register_names(groups, has_passes=bool(options.passes))
@@ -147,12 +150,17 @@ def ask(
         if on_progress is not None:
             on_progress(progress)
 
-    data = remote.native(request, timeout=options.timeout, on_progress=note)
+    fetch = partial(remote.native, request, timeout=options.timeout, on_progress=note)
+    data = _with_kept_kernels(session, fetch)
+    session.signed = remote.provenance("inductor")
+    folder = kernel_folder(session.signed)
     texts = texts_of(remembering.encode(graph_request.graph).body)
     bundle = read_artifact(pb.NativeBundle, data, request)
     symbols = _symbols(graph_request.flat, bundle)
     return GraphResult(
-        open=lambda: _with_lifted(load(bundle, texts), graph_request.flat),
+        open=lambda: _with_lifted(
+            with_names(load(bundle, texts, folder), groups), graph_request.flat
+        ),
         digest=remote.digest,
         cache=remote.cache.status,
         conditions=tuple(shape_guards.read_guards(bundle.guards, symbols)),
@@ -161,6 +169,18 @@ def ask(
         kernels=_kernels(last),
         compiled=last.ByteSize() > 0,
     )
+
+
+def _with_kept_kernels(session: Session, fetch: Callable[..., bytes]) -> bytes:
+    """Fetch a native artifact, but for the libraries that are here from the same server.
+
+    Only a server that has signed an artifact for this session is told which of its own these are.
+    """
+    folder = kernel_folder(session.signed)
+    if folder is None or not (kept := kept_kernels(folder)):
+        return fetch()
+    # None if one of them was removed in the meantime.
+    return with_kept_kernels(fetch(kept_kernels=kept), folder) or fetch()
 
 
 def _kernels(last: pb.ArtifactProgress) -> KernelCounts | None:

@@ -11,6 +11,7 @@ from typing import Final
 from lazyfx.blocking_client import Client
 from lazyfx.calls import forking
 from lazyfx.errors import LazyfxError, TimedOutError, UnavailableError
+from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
 
 # A model has many graphs: once the server did not answer, later graphs do not wait for it.
@@ -20,10 +21,16 @@ _PROBE_SECONDS: Final = 0.25
 
 
 class Session:
-    """A client, and whether its server was recently unreachable."""
+    """A client, and whether its server was recently unreachable.
+
+    Attributes:
+        client: The client.
+        signed: Who signed the last native artifact; None until there was one.
+    """
 
     def __init__(self, address: str) -> None:
         self.client = Client(address)
+        self.signed: Provenance | None = None
         self._down_until = 0.0
         self._down: LazyfxError | None = None
         self._info: pb.GetServerInfoResponse | None = None

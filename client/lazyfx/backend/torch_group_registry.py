@@ -18,5 +18,7 @@ def find_group(name: str) -> Any:
 
 
 def register_group(name: str, group: Any) -> None:
-    """Give a group another name; the registry does not keep it alive."""
-    torch._C._distributed_c10d._register_process_group(name, group)  # type: ignore[arg-type]  # noqa: SLF001
+    """Give a group another name, in place of a group that has it; it is not kept alive."""
+    registry = torch._C._distributed_c10d  # noqa: SLF001
+    registry._unregister_process_group(name)  # type: ignore[arg-type]  # noqa: SLF001
+    registry._register_process_group(name, group)  # type: ignore[arg-type]  # noqa: SLF001

@@ -156,8 +156,8 @@ class ThreadWatch:
     def _start(self) -> None:
         with self._lock:
             if not self._runs:
-                self._runs = True
                 threading.Thread(target=self._watch, name="lazyfx-watch", daemon=True).start()
+                self._runs = True  # if there was a thread for it; the thread waits for this lock
 
     def _watch(self) -> None:
         try:

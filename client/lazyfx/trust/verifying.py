@@ -33,6 +33,7 @@ class Provenance:
         created: When it was built.
         expires: When the signature expires.
         public_key: Hex of the key that verified the signature.
+        tenant: Hex of the server's tag of the tenant that it was built for; not the name.
         made_into: The format to which this client converted the signed graph, e.g. "pickle"; "" if
             the server built the artifact itself. All other fields describe the graph: the converted
             file is not signed.
@@ -49,6 +50,7 @@ class Provenance:
     created: datetime
     expires: datetime
     public_key: str
+    tenant: str = ""
     made_into: str = ""
 
 
@@ -215,4 +217,5 @@ def _provenance(statement: pb.ArtifactStatement, name: str, public_key: bytes) -
         created=statement.created.ToDatetime(timezone.utc),
         expires=statement.expires.ToDatetime(timezone.utc),
         public_key=public_key.hex(),
+        tenant=statement.tenant.hex(),
     )
