@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
+from typing import Any
 
 from inline_executor import InlineExecutor
 
 from lazyfx_server.compiling.dispatch.builds import Builds
+from lazyfx_server.compiling.dispatch.native_executor import NativeExecutor
+from lazyfx_server.compiling.dispatch.precompiled_headers import PrecompiledHeaders
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
 from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.telemetry import Observers
@@ -45,3 +49,97 @@ def test_a_header_is_precompiled_once_there_is_room_for_it(tmp_path: Path) -> No
     first, second = asyncio.run(scenario())
     assert first == b""
     assert second.endswith(b"header.h")
+
+
+def test_flags_that_come_and_go_do_not_turn_precompiled_headers_off(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    async def run(job: worker.BuildJob, folder: Path) -> worker.BuildResult:
+        made.append(job.request.flags[0])
+        (folder / "header.h.gch").write_bytes(b"")
+        return worker.BuildResult(failed="no such flag" if "bad" in job.request.flags[0] else "")
+
+    class Job:
+        """A job."""
+
+    async def scenario() -> None:
+        area = WorkArea(tmp_path / "area")
+        headers = PrecompiledHeaders(run, b"", area, None)
+        kept: list[Path] = []
+
+        async def used(flag: str, job: Job) -> bool:
+            request = worker.BuildRequest(header="prefix.h", flags=[flag])
+            async with headers.use(request, job) as path:
+                kept.append(Path(path).parent)
+                return path != ""
+
+        for job in (Job(), Job(), Job()):
+            assert await used("default", job)
+        default = kept[-1]
+        strangers = [Job() for _ in range(40)]
+        for number, job in enumerate(strangers):
+            assert await used(f"other{number}", job)
+            assert not await used(f"bad{number}", job)
+            assert not await used(f"more{number}", job)  # two for a job
+        assert made.count("default") == 1
+        assert await used("default", Job())
+        assert (made.count("default"), kept[-1]) == (1, default)
+        await asyncio.sleep(0.2)
+        assert len(os.listdir(area.root / "headers")) <= 8  # noqa: PTH208 - in a coroutine
+        made.clear()
+        assert not await used("bad0", Job())
+        assert not made  # not tried again at once
+        request = worker.BuildRequest(header="prefix.h", flags=["held"])
+        async with headers.use(request, Job()) as path:
+            for number in range(20):
+                await used(f"again{number}", Job())
+            await asyncio.sleep(0.1)
+            assert os.path.isdir(os.path.dirname(path))  # noqa: ASYNC240, PTH112, PTH120
+        area.close()
+
+    asyncio.run(scenario())
+
+
+class Held(InlineExecutor):
+    """In place of native workers: jobs that end when they are let."""
+
+    def __init__(self) -> None:
+        super().__init__(bytes)
+        self.folders: list[Path] = []
+        self.scopes: list[bytes | None] = []
+        self.may_end = [asyncio.Event(), asyncio.Event()]
+
+    async def run(self, job: Any, **options: Any) -> bytes:
+        folder = Path(worker.Job.FromString(job).native.cache)
+        self.folders.append(folder)
+        self.scopes.append(options["on_call"].scope)
+        await self.may_end[len(self.folders) - 1].wait()
+        assert os.path.isdir(folder)  # noqa: ASYNC240, PTH112 - nobody else waits
+        return worker.JobResult().SerializeToString()
+
+
+def test_two_runs_of_one_artifact_end_each_for_itself(tmp_path: Path) -> None:
+    """As when an engine sends a job again whose first worker has not noticed."""
+
+    async def scenario() -> None:
+        jobs, compiles = Held(), InlineExecutor(header_of)
+        area = WorkArea(tmp_path / "area")
+        builds = Builds(compiles, COMPILER, 60.0, area, Observers())
+        natives = NativeExecutor(jobs, compiles, builds, area, None)
+        await natives.start()
+        shared, alone = (
+            worker.Job(native=worker.NativeJob(place=b"p", kernel_scope=scope)).SerializeToString()
+            for scope in (b"", None)
+        )
+        runs = [asyncio.ensure_future(natives.run(job, timeout=60)) for job in (shared, alone)]
+        for _ in range(20):
+            await asyncio.sleep(0)
+        for run, may_end in zip(runs, jobs.may_end, strict=True):
+            may_end.set()
+            await run
+        assert len(set(jobs.folders)) == 2
+        assert not any(folder.exists() for folder in jobs.folders)
+        assert jobs.scopes == [b"", None]  # what is not said is not shared
+        await natives.close()
+
+    asyncio.run(scenario())

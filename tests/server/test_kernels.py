@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,17 @@ from inline_executor import InlineExecutor
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
 from lazyfx_server.compiling.kernels.build_slots import BuildSlots
-from lazyfx_server.compiling.kernels.kernel_flights import KernelFlights
+from lazyfx_server.compiling.kernels.kernel_flights import Compile, KernelFlights
 from lazyfx_server.compiling.kernels.kernel_store import KernelStore
 from lazyfx_server.execution import CallRefused
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
-from lazyfx_server.jobs.native.toolchain.toolchain_digest import _linked, toolchain_digest
+from lazyfx_server.jobs.native.toolchain.toolchain_digest import (
+    Toolchain,
+    linked,
+    read_toolchain,
+)
 from lazyfx_server.jobs.native.work_area import WorkArea
+from lazyfx_server.security.stat_fingerprint import stat_fingerprint
 from lazyfx_server.store import DiskStore, MemoryStore, Store, VerifiedStore
 from lazyfx_server.telemetry import KernelProvided, Observers
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -58,9 +65,15 @@ class Compiles:
         self.may_end = asyncio.Event()
         self._failed = failed
 
-    async def __call__(self, begin: Callable[[], None]) -> worker.BuildResult:
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[Compile]:
+        yield self._compile
+
+    async def may_keep(self, result: worker.BuildResult) -> bool:
+        return not result.failed
+
+    async def _compile(self) -> worker.BuildResult:
         self.runs += 1
-        begin()
         try:
             await self.may_end.wait()
         finally:
@@ -77,14 +90,17 @@ def test_jobs_that_need_one_kernel_at_once_compile_it_once() -> None:
     async def scenario() -> None:
         seen, compiles = Seen(), Compiles()
         flights = flights_over(MemoryStore(1 << 20), seen)
-        waiting = [asyncio.ensure_future(flights.provide(KEY, b"", compiles)) for _ in range(3)]
+        waiting = [
+            asyncio.ensure_future(flights.provide(KEY, b"", compiles.turn, compiles.may_keep))
+            for _ in range(3)
+        ]
         await settle()
         compiles.may_end.set()
         made = await asyncio.gather(*waiting)
         assert compiles.runs == 1
         assert {each.result.output for each in made} == {b"made"}
         assert sorted(each.source for each in made) == ["compiled", "joined", "joined"]
-        again = await flights.provide(KEY, b"", compiles)
+        again = await flights.provide(KEY, b"", compiles.turn, compiles.may_keep)
         assert (again.source, again.result.output, compiles.runs) == ("found", b"made", 1)
         assert again.seconds == made[0].seconds
         counted = seen.kernels()
@@ -99,7 +115,8 @@ def test_a_compile_ends_with_the_last_job_that_waits_for_it() -> None:
         compiles = Compiles()
         flights = flights_over(MemoryStore(1 << 20), Seen())
         first, second = (
-            asyncio.ensure_future(flights.provide(KEY, b"", compiles)) for _ in range(2)
+            asyncio.ensure_future(flights.provide(KEY, b"", compiles.turn, compiles.may_keep))
+            for _ in range(2)
         )
         await settle()
         first.cancel()
@@ -109,7 +126,9 @@ def test_a_compile_ends_with_the_last_job_that_waits_for_it() -> None:
         await asyncio.sleep(0.1)
         assert compiles.ended == 1
         compiles.may_end.set()
-        assert (await flights.provide(KEY, b"", compiles)).source == "compiled"
+        assert (
+            await flights.provide(KEY, b"", compiles.turn, compiles.may_keep)
+        ).source == "compiled"
 
     asyncio.run(scenario())
 
@@ -120,7 +139,7 @@ def test_a_compile_that_failed_is_tried_again() -> None:
         for failed in ("no such type", ""):
             compiles = Compiles(failed)
             compiles.may_end.set()
-            provided = await flights.provide(KEY, b"", compiles)
+            provided = await flights.provide(KEY, b"", compiles.turn, compiles.may_keep)
             assert provided.result.failed == failed
             assert (provided.source, compiles.runs) == ("failed" if failed else "compiled", 1)
 
@@ -133,8 +152,12 @@ def test_a_tenant_s_kernels_are_its_own_if_it_shares_none() -> None:
         compiles.may_end.set()
         flights = flights_over(MemoryStore(1 << 20), Seen())
         for scope in (b"", b"one", b"two"):
-            assert (await flights.provide(KEY, scope, compiles)).source == "compiled"
-        assert (await flights.provide(KEY, b"one", compiles)).source == "found"
+            assert (
+                await flights.provide(KEY, scope, compiles.turn, compiles.may_keep)
+            ).source == "compiled"
+        assert (
+            await flights.provide(KEY, b"one", compiles.turn, compiles.may_keep)
+        ).source == "found"
 
     asyncio.run(scenario())
 
@@ -153,7 +176,7 @@ def test_of_a_thousand_entries_that_were_tampered_with_none_is_used() -> None:
         assert good is not None
         foreign = KernelStore(store, bytes(32), lambda: None).place(KEY, b"")
         sealed = [
-            foreign.owner.seal(here.key, RECORD.SerializeToString()),  # by somebody without it
+            foreign.seal.seal(here.key, RECORD.SerializeToString()),  # by somebody without it
             RECORD.SerializeToString(),
             b"",
         ]
@@ -191,12 +214,18 @@ def test_damaged_files_of_kernels_are_compiled_again(tmp_path: Path) -> None:
         flights = flights_over(store, Seen())
         damages = (lambda data: data[:-1], lambda data: data[:9], lambda data: data[:-1] + b"?")
         for number, damage in enumerate(damages, 1):
-            assert (await flights.provide(KEY, b"", compiles)).result.output == b"made"
+            assert (
+                await flights.provide(KEY, b"", compiles.turn, compiles.may_keep)
+            ).result.output == b"made"
             assert compiles.runs == number
-            assert (await flights.provide(KEY, b"", compiles)).source == "found"
+            assert (
+                await flights.provide(KEY, b"", compiles.turn, compiles.may_keep)
+            ).source == "found"
             (file,) = _files(tmp_path / "kernels")
             file.write_bytes(damage(file.read_bytes()))
-        assert (await flights.provide(KEY, b"", compiles)).source == "compiled"
+        assert (
+            await flights.provide(KEY, b"", compiles.turn, compiles.may_keep)
+        ).source == "compiled"
         assert len(corrupt) == len(damages)
         await store.close()
 
@@ -228,6 +257,31 @@ def test_jobs_take_turns_at_the_compilers() -> None:
     assert "".join(asyncio.run(scenario())) == "aabcaba"
 
 
+def test_whoever_holds_the_lease_of_a_kernel_has_a_compiler() -> None:
+    order: list[str] = []
+
+    class Fleet(FleetFlights):
+        def flight(self, *arguments: Any) -> Any:
+            order.append("lease")
+            return super().flight(*arguments)
+
+    class Turns(Compiles):
+        @asynccontextmanager
+        async def turn(self) -> AsyncIterator[Compile]:
+            order.append("compiler")
+            yield self._compile
+
+    async def scenario() -> None:
+        fleet = Fleet(None, None, Observers(), FleetSettings())
+        flights = KernelFlights(KernelStore(MemoryStore(1 << 20), SECRET, print), fleet, Seen())
+        compiles = Turns()
+        compiles.may_end.set()
+        await flights.provide(KEY, b"", compiles.turn, compiles.may_keep)
+
+    asyncio.run(scenario())
+    assert order == ["compiler", "lease"]
+
+
 FAKE = Compiler("g++", "/usr/bin/g++", {}, (), b"", (), (), ())
 
 
@@ -237,66 +291,214 @@ def echoed(job: bytes) -> bytes:
     return worker.BuildResult(output=b"of " + request.source, key=b"false").SerializeToString()
 
 
-def test_what_a_taken_over_worker_claims_is_not_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It can only have its own source compiled, and that is found under its own source."""
+@pytest.fixture
+def toolchain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A file of the toolchain of FAKE, which is what a key covers."""
+    file = tmp_path / "cc1plus"
+    file.touch()
+    looks = {str(file): stat_fingerprint(file)}
     monkeypatch.setattr(
-        "lazyfx_server.compiling.dispatch.builds.toolchain_digest", lambda _compiler: b"t"
+        "lazyfx_server.compiling.dispatch.builds.read_toolchain", lambda _: Toolchain(b"t", looks)
     )
+    return file
 
+
+class CountedStore(MemoryStore):
+    """Counts what is put into it."""
+
+    puts = 0
+
+    async def put(self, key: str, value: bytes) -> None:
+        self.puts += 1
+        await super().put(key, value)
+
+
+class FakeBuilds:
+    """Builds over a store, with `echoed` as the compiler."""
+
+    def __init__(self, folder: Path) -> None:
+        self.executor, self.area = InlineExecutor(echoed), WorkArea(folder / "area")
+        self.store = CountedStore(1 << 24)
+        flights = flights_over(self.store, Seen())
+        self.builds = Builds(self.executor, FAKE, 60.0, self.area, Observers(), None, flights)
+
+    async def __aenter__(self) -> Builds:
+        await self.executor.start()
+        return self.builds
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.executor.close()
+        self.area.close()
+
+    @property
+    def stored(self) -> int:
+        return self.store.puts
+
+
+def question(source: bytes, kind: int = worker.BUILD_KIND_LIBRARY) -> bytes:
+    return worker.BuildRequest(kind=kind, source=source).SerializeToString()
+
+
+def test_what_is_compiled_after_an_upgrade_is_not_shared(tmp_path: Path, toolchain: Path) -> None:
     async def scenario() -> None:
-        executor, area = InlineExecutor(echoed), WorkArea(tmp_path / "area")
-        await executor.start()
-        store = MemoryStore(1 << 20)
-        builds = Builds(executor, FAKE, 60.0, area, Observers(), None, flights_over(store, Seen()))
-
-        def asked(source: bytes) -> worker.BuildRequest:
-            return worker.BuildRequest(kind=worker.BUILD_KIND_LIBRARY, source=source)
-
-        good = asked(b"int good;").SerializeToString()
-        evil = asked(b"int evil;").SerializeToString()
-        taken_over, honest = builds.session(b""), builds.session(b"")
-        # Both messages merged, answers in place of questions, and unknown fields with a key.
-        claimed = worker.BuildResult(output=b"evil", key=b"k" * 32).SerializeToString()
-        for question in (evil, good + evil, evil + claimed, good + b"\xfa\x01\x04evil"):
-            with contextlib.suppress(CallRefused):
-                await taken_over(question)
-        result = worker.BuildResult.FromString(await honest(good))
-        assert result.output == b"of int good;"
-        assert result.key not in (b"false", b"k" * 32)
-        assert not honest.has_made(b"of int evil;")
-        await executor.close()
-        area.close()
+        fake = FakeBuilds(tmp_path)
+        async with fake as builds:
+            await builds.start()
+            await builds.session(b"")(question(b"int a;"))
+            assert (fake.stored, builds.shares) == (1, True)
+            toolchain.write_text("another compiler")  # noqa: ASYNC240 - nobody else waits
+            await builds.session(b"")(question(b"int b;"))
+            assert (fake.stored, builds.shares) == (1, False)
 
     asyncio.run(scenario())
 
 
-def test_a_toolchain_is_known_by_its_programs_and_headers(tmp_path: Path) -> None:
-    names = ("cc1plus", "vector", "crti.o", "torch/c10.h", "cpu")
-    files = [tmp_path / name for name in names]
-    files[3].parent.mkdir()
-    program, standard, linked, _torch, cpu = files
+@pytest.mark.parametrize("error", [OSError("no answer"), ValueError("No closing quotation")])
+def test_nothing_is_shared_if_the_compiler_cannot_be_identified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def unreadable(_: Compiler) -> Toolchain:
+        raise error
+
+    monkeypatch.setattr("lazyfx_server.compiling.dispatch.builds.read_toolchain", unreadable)
+
+    async def scenario() -> None:
+        fake = FakeBuilds(tmp_path)
+        async with fake as builds:
+            result = worker.BuildResult.FromString(await builds.session(b"")(question(b"int a;")))
+            assert result.output == b"of int a;"
+            assert (fake.stored, builds.shares) == (0, False)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("toolchain")
+def test_a_job_cannot_fill_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lazyfx_server.compiling.dispatch.build_sessions._MAX_SHARED_BYTES", 100)
+
+    async def scenario() -> None:
+        fake = FakeBuilds(tmp_path)
+        async with fake as builds:
+            session = builds.session(b"")
+            await session(question(b".space 16000000", worker.BUILD_KIND_DATA))
+            assert fake.stored == 0  # data is never shared
+            for number in range(20):
+                made = await session(question(b"int x%03d;" % number))
+                assert worker.BuildResult.FromString(made).output == b"of int x%03d;" % number
+            assert fake.stored == 100 // len(b"of int x000;")
+            await builds.session(b"")(question(b"int y;"))
+            assert fake.stored == 1 + 100 // len(b"of int x000;")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.usefixtures("toolchain")
+def test_what_a_taken_over_worker_claims_is_not_stored(tmp_path: Path) -> None:
+    """It can only have its own source compiled, and that is found under its own source."""
+
+    async def scenario() -> None:
+        good, evil = question(b"int good;"), question(b"int evil;")
+        # Both messages merged, answers in place of questions, and unknown fields with a key.
+        claimed = worker.BuildResult(output=b"evil", key=b"k" * 32).SerializeToString()
+        async with FakeBuilds(tmp_path) as builds:
+            taken_over, honest = builds.session(b""), builds.session(b"")
+            for asked in (evil, good + evil, evil + claimed, good + b"\xfa\x01\x04evil"):
+                with contextlib.suppress(CallRefused):
+                    await taken_over(asked)
+            result = worker.BuildResult.FromString(await honest(good))
+            assert result.output == b"of int good;"
+            assert result.key not in (b"false", b"k" * 32)
+            assert not honest.has_made(b"of int evil;")
+
+    asyncio.run(scenario())
+
+
+SEARCHED = "#include <...> search starts here:\n {}\nEnd of search list.\n"
+
+
+@pytest.fixture
+def compiler(tmp_path: Path) -> Compiler:
+    """A compiler with one of each file that belongs to its toolchain, and `answers` to change."""
+    for name in ("answers", "usr", "usr/bits", "lib", "torch", "torch/lib"):
+        (tmp_path / name).mkdir()
+    for name in (
+        "cc1plus", "lib/crti.o", "lib/libstdc++.so", "lib/libomp.so", "torch/lib/libgomp.so",
+        "torch/lib/libtorch_cpu.so", "torch/c10.h", "usr/filesystem", "usr/bits/dlfcn.h", "plugin",
+        "libm.so.6", "hidden.h",
+    ):  # fmt: skip
+        (tmp_path / name).write_text("1")
+    (tmp_path / "lib/libm.so").write_text(f"GROUP ( {tmp_path}/libm.so.6 )")
+    (tmp_path / "usr/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/x.h").write_text("1")
+    (tmp_path / "elsewhere/circle").symlink_to(tmp_path / "usr")
+    for option, said in {
+        "-march=native": "1", "-E": SEARCHED.format(tmp_path / "usr"),
+        "-print-search-dirs": f"libraries: ={tmp_path}/lib",
+        "-print-file-name=liblto_plugin.so": f"{tmp_path}/plugin",
+        "-print-file-name=specs": "specs", "-print-file-name=libgomp.spec": "libgomp.spec",
+    }.items():  # fmt: skip
+        (tmp_path / "answers" / option).write_text(said)
     tool = tmp_path / "g++"
-    tool.write_text(
-        f'#!/bin/sh\ncase "$*" in *-M*) echo "all.o: {standard}";;\n'
-        f'-print-search-dirs) echo "libraries: ={tmp_path}";;\n'
-        f"-march=native*) cat {cpu};;\nesac\n"
-    )
+    tool.write_text(f'#!/bin/sh\nexec cat "{tmp_path}/answers/$1"\n')
     tool.chmod(0o755)
-    compiler = replace(
-        FAKE, path=str(tool), programs=(str(program),), include=(str(tmp_path / "torch"),)
-    )
-    for file in files:
-        file.write_text("1")
-    assert [*_linked(compiler)] == [str(linked)]
-    first = toolchain_digest(compiler)
-    assert toolchain_digest(compiler) == first
-    digests = {first, toolchain_digest(replace(compiler, identity=b"another torch"))}
-    for file in files:
-        file.write_text("2")
-        digests.add(toolchain_digest(compiler))
-        file.write_text("1")
-    files[3].rename(files[3].with_name("other.h"))
-    digests.add(toolchain_digest(compiler))
-    assert len(digests) == 3 + len(files)
+    return replace(
+        FAKE, path=str(tool), programs=(str(tmp_path / "cc1plus"),),
+        include=(str(tmp_path / "torch"),), libraries=(str(tmp_path / "torch/lib"),),
+    )  # fmt: skip
+
+
+def test_a_toolchain_is_known_by_all_that_it_reads(compiler: Compiler, tmp_path: Path) -> None:
+    assert linked(compiler)[-1] == str(tmp_path / "libm.so.6")
+    first = read_toolchain(compiler)
+    assert read_toolchain(compiler) == first
+    assert not first.changed()
+    digests = {first.digest, read_toolchain(replace(compiler, identity=b"other torch")).digest}
+    names = (
+        "answers/-march=native", "cc1plus", "lib/crti.o", "lib/libstdc++.so", "lib/libomp.so",
+        "torch/lib/libgomp.so", "torch/lib/libtorch_cpu.so", "torch/c10.h", "usr/filesystem",
+        "usr/bits/dlfcn.h", "plugin", "libm.so.6", "elsewhere/x.h",
+    )  # fmt: skip
+    for name in names:
+        (tmp_path / name).write_text("2")
+        digests.add(read_toolchain(compiler).digest)
+        (tmp_path / name).write_text("1")
+    (tmp_path / "usr/filesystem").rename(tmp_path / "usr/other")
+    digests.add(read_toolchain(compiler).digest)
+    assert len(digests) == 3 + len(names)
+
+
+def test_an_upgraded_toolchain_has_changed(compiler: Compiler, tmp_path: Path) -> None:
+    for name in ("cc1plus", "usr/bits/dlfcn.h", "torch/c10.h", "libm.so.6"):
+        before = read_toolchain(compiler)
+        (tmp_path / "new").write_text("2")
+        (tmp_path / "new").replace(tmp_path / name)
+        assert before.changed() in (str(tmp_path / name), str((tmp_path / name).parent))
+
+
+def test_a_toolchain_that_does_not_answer_has_no_digest(compiler: Compiler, tmp_path: Path) -> None:
+    for answer in (tmp_path / "answers").iterdir():
+        said = answer.read_text()
+        answer.unlink()
+        with pytest.raises(OSError, match="does not"):
+            read_toolchain(compiler)
+        answer.write_text(said)
+    (tmp_path / "answers/-print-search-dirs").write_text("libraries: =/nowhere")
+    (tmp_path / "torch/lib").rename(tmp_path / "gone")
+    with pytest.raises(OSError, match="no folder with libraries"):
+        read_toolchain(compiler)
+
+
+def test_a_header_that_cannot_be_read_is_an_error(
+    compiler: Compiler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir = os.scandir
+
+    def closed(path: str) -> object:
+        if str(path).endswith("bits"):
+            raise PermissionError(f"{path} is closed")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)  # as root, tests can read every folder
+    with pytest.raises(PermissionError, match=str(tmp_path / "usr/bits")):
+        read_toolchain(compiler)

@@ -101,7 +101,8 @@ class NativeCompiles:
         """How native compiles are confined, or why they are unavailable."""
         if self._builders is None or not self.targets:
             return pb.NativeStatus(unavailable=self._unavailable)
-        return pb.NativeStatus(sandbox=self._builders.sandbox, kernel_sharing=self._sharing)
+        sharing = self._sharing if self._builders.shares_kernels else "none"
+        return pb.NativeStatus(sandbox=self._builders.sandbox, kernel_sharing=sharing)
 
     @property
     def _unavailable(self) -> str:
@@ -226,7 +227,7 @@ class NativeCompiles:
         jobs, queue = self._builders.jobs_for(target), self._queues.of(target)
         job = worker.NativeJob(
             kind=request.kind, graph=graph, request=request.native, place=place,
-            kernel_scope=subject.tenant if self._sharing == "tenant" else b"",
+            kernel_scope=self._kernel_scope(subject),
         )  # fmt: skip
         ended: NativeResult = "failed"
         try:
@@ -246,6 +247,12 @@ class NativeCompiles:
         finally:
             if flight.begun or ended != "stopped":
                 self._observer.observe(NativeCompiled(ended))
+
+    def _kernel_scope(self, subject: Subject) -> bytes | None:
+        """Whose kernels a job shares; None for none but its own."""
+        if self._sharing == "all":
+            return b""
+        return (subject.tenant or None) if self._sharing == "tenant" else None
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """The progress of a native compile of this server."""

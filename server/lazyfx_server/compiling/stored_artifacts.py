@@ -122,7 +122,10 @@ class StoredArtifacts:
         """An artifact for a caller who has some of its kernels, signed as it is sent."""
         data = await asyncio.to_thread(without_kept, record.data, kept)
         digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
-        return self._signed(data, digest, record.media_type, module, kind)
+        signature = self._signer.sign(digest, _facts(module, kind), passing=True)
+        return worker.ArtifactRecord(
+            data=data, digest=digest, media_type=record.media_type, signature=signature
+        )
 
     async def graph(self, module: CompiledModule) -> bytes:
         """The serialized CompiledGraph of a module.

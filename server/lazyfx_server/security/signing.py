@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from cachetools import LRUCache
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -34,6 +35,10 @@ _RENEWED_AT = 0.5
 # How far the clocks of servers that share a store may differ.
 _CLOCK_SECONDS = 60.0
 _MAX_REMEMBERED = 4096
+_MAX_REMEMBERED_PASSING = 256
+
+
+_Issued: TypeAlias = "LRUCache[tuple[object, ...], tuple[float, pb.ArtifactSignature]]"
 
 
 @dataclass(frozen=True)
@@ -129,9 +134,8 @@ class Signer:
         self._builder = builder
         self._lifetime = lifetime
         # When each was made, and the signature.
-        self._issued: LRUCache[tuple[object, ...], tuple[float, pb.ArtifactSignature]] = LRUCache(
-            _MAX_REMEMBERED
-        )
+        self._issued: _Issued = LRUCache(_MAX_REMEMBERED)
+        self._passing: _Issued = LRUCache(_MAX_REMEMBERED_PASSING)
         self._recognized: LRUCache[tuple[bytes, bytes], bytes] = LRUCache(_MAX_REMEMBERED)
 
     @property
@@ -145,12 +149,21 @@ class Signer:
         """The server's name in statements."""
         return self._builder.name
 
-    def sign(self, digest: graph_pb2.Digest, facts: StatementFacts) -> pb.ArtifactSignature:
-        """State that these bytes are this artifact; a statement is reused until it is old."""
+    def sign(
+        self, digest: graph_pb2.Digest, facts: StatementFacts, *, passing: bool = False
+    ) -> pb.ArtifactSignature:
+        """State that these bytes are this artifact; a statement is reused until it is old.
+
+        Args:
+            digest: The bytes.
+            facts: What they are.
+            passing: They are made for one caller; many such do not push out other statements.
+        """
+        issued = self._passing if passing else self._issued
         key = self._ring.keys[0]
         place = (digest.sha256, facts, _public(key))
         now = self._clock()
-        known = self._issued.get(place)
+        known = issued.get(place)
         # The clock may have been ahead.
         if known is not None and known[0] <= now < known[0] + self._lifetime * _RENEWED_AT:
             return known[1]
@@ -167,7 +180,7 @@ class Signer:
         )
         statement.created.FromMilliseconds(int(now * 1000))
         signature = self._signed(key, statement, now)
-        self._issued[place] = (now, signature)
+        issued[place] = (now, signature)
         return signature
 
     def renewed(

@@ -577,8 +577,8 @@ class NativeJob(google.protobuf.message.Message):
     place: builtins.bytes
     """The store key of the artifact, which names the job for its progress."""
     kernel_scope: builtins.bytes
-    """Jobs with equal scopes share kernels: the tag of the tenant, or empty for all. Not for the
-    worker.
+    """Jobs with equal scopes share kernels: the tag of the tenant, or empty for all. Without it, the
+    job shares none. Not for the worker.
     """
     @property
     def graph(self) -> lazyfx.v1.graph_pb2.CompiledGraph: ...
@@ -598,10 +598,11 @@ class NativeJob(google.protobuf.message.Message):
         progress: builtins.str = ...,
         made_on: lazyfx.v1.compiler_pb2.NativeTarget | None = ...,
         place: builtins.bytes = ...,
-        kernel_scope: builtins.bytes = ...,
+        kernel_scope: builtins.bytes | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["graph", b"graph", "made_on", b"made_on", "request", b"request"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["cache", b"cache", "graph", b"graph", "kernel_scope", b"kernel_scope", "kind", b"kind", "made_on", b"made_on", "place", b"place", "progress", b"progress", "request", b"request"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_kernel_scope", b"_kernel_scope", "graph", b"graph", "kernel_scope", b"kernel_scope", "made_on", b"made_on", "request", b"request"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_kernel_scope", b"_kernel_scope", "cache", b"cache", "graph", b"graph", "kernel_scope", b"kernel_scope", "kind", b"kind", "made_on", b"made_on", "place", b"place", "progress", b"progress", "request", b"request"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_kernel_scope", b"_kernel_scope"]) -> typing.Literal["kernel_scope"] | None: ...
 
 Global___NativeJob: typing_extensions.TypeAlias = NativeJob
 

@@ -126,6 +126,11 @@ class RayBuilders:
                 return f"node {node.host}: {problem}"
         return self._engine.cluster.status.problem or "no node has registered yet"
 
+    @property
+    def shares_kernels(self) -> bool:
+        """See `NativeBuilders.shares_kernels`; a node that shares none says so in its log."""
+        return True
+
     async def start(self) -> None:
         """See `NativeBuilders.start`: nodes come when they come."""
 

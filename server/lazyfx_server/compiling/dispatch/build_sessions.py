@@ -16,6 +16,8 @@ from lazyfx_server.v1 import worker_pb2 as worker
 _log = logging.getLogger(__name__)
 
 _MAX_OBJECT_BYTES: Final = 512 << 20
+# A kernel has some 50 KB. Beyond this, a job's kernels are its own: it cannot fill the store.
+_MAX_SHARED_BYTES: Final = 128 << 20
 _FROM_CPP: Final = (worker.BUILD_KIND_OBJECT, worker.BUILD_KIND_LIBRARY)
 
 Build: TypeAlias = "Callable[[worker.BuildRequest, list[bytes], BuildSession], Awaitable[Provided]]"
@@ -41,6 +43,7 @@ class BuildSession:
         self._objects: dict[bytes, bytes] = {}
         self._libraries: set[bytes] = set()
         self._bytes = 0
+        self._shared_bytes = 0
         self._warned = False
 
     async def __call__(self, question: bytes) -> bytes:
@@ -53,6 +56,8 @@ class BuildSession:
             request = worker.BuildRequest.FromString(question)
         except DecodeError as error:
             raise CallRefused("the request cannot be parsed") from error
+        if self._bytes > _MAX_OBJECT_BYTES:
+            raise self._too_large()
         missing = [key for key in request.objects if key not in self._objects]
         if missing:
             raise CallRefused("an object to link was not built for this job")
@@ -77,6 +82,14 @@ class BuildSession:
         """Whether these are the bytes of a library that was built for this job."""
         return hashlib.sha256(library).digest() in self._libraries
 
+    def may_share(self, size: int) -> bool:
+        """Whether the job may add this many bytes to what others find; counts them.
+
+        Nothing more is shared once a job has reached its limit.
+        """
+        self._shared_bytes += size
+        return self._shared_bytes <= _MAX_SHARED_BYTES
+
     def _count(self, provided: Provided) -> None:
         if provided.source in ("found", "joined"):
             self.kernels.known += 1
@@ -90,5 +103,9 @@ class BuildSession:
             return
         self._bytes += len(result.output)
         if self._bytes > _MAX_OBJECT_BYTES:
-            raise CallRefused(f"the objects of one job have more than {_MAX_OBJECT_BYTES} bytes")
+            raise self._too_large()
         self._objects[result.key] = result.output
+
+    @staticmethod
+    def _too_large() -> CallRefused:
+        return CallRefused(f"the objects of one job have more than {_MAX_OBJECT_BYTES} bytes")

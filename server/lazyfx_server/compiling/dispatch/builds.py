@@ -12,26 +12,33 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from lazyfx_server.compiling.dispatch.build_sessions import BuildSession
 from lazyfx_server.compiling.dispatch.precompiled_headers import PrecompiledHeaders
 from lazyfx_server.compiling.kernels.build_slots import BuildSlots
-from lazyfx_server.compiling.kernels.kernel_flights import KernelFlights, Provided
+from lazyfx_server.compiling.kernels.kernel_flights import Compile, KernelFlights, Provided, Turn
 from lazyfx_server.execution import CallRefused, ExecutionError, Executor
 from lazyfx_server.jobs.native.toolchain.build_keys import library_key
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
 from lazyfx_server.jobs.native.toolchain.flags import RequestRefused, check_build_request
-from lazyfx_server.jobs.native.toolchain.toolchain_digest import toolchain_digest
+from lazyfx_server.jobs.native.toolchain.toolchain_digest import Toolchain, read_toolchain
 from lazyfx_server.jobs.native.work_area import WorkArea, remove
 from lazyfx_server.telemetry import KernelSource, Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
+
+# Data of a package's constants is assembled at once, in any size: nothing to gain from sharing it.
+_SHARED_KINDS: Final = frozenset(
+    (worker.BUILD_KIND_OBJECT, worker.BUILD_KIND_LIBRARY, worker.BUILD_KIND_LINK)
+)
 
 
 class Builds:
@@ -67,7 +74,8 @@ class Builds:
         self._slots = BuildSlots(executor.workers)
         self._numbers = itertools.count(1)
         self._headers = PrecompiledHeaders(self._run, compiler.identity, area, owner)
-        self._toolchain: asyncio.Future[bytes | None] | None = None
+        self._toolchain: asyncio.Future[Toolchain | None] | None = None
+        self._why_unshared = ""
 
     def session(self, scope: bytes | None = None) -> BuildSession:
         """A session that answers the calls of one native job.
@@ -90,49 +98,75 @@ class Builds:
             check_build_request(request)
         except RequestRefused as refusal:
             raise self._refused(str(refusal)) from refusal
-        build = partial(self._build, request, objects, session)
-        toolchain = await self._toolchain_digest() if session.scope is not None else None
-        if self._kernels is None or session.scope is None or toolchain is None:
-            started = time.monotonic()
-            result = await build(lambda: None)
-            result.key = library_key(request, self._compiler.identity)
-            source: KernelSource = "failed" if result.failed else "compiled"
-            return Provided(result, source, time.monotonic() - started)
-        key = library_key(request, toolchain)
-        provided = await self._kernels.provide(key, session.scope, build)
+        turn = partial(self._turn, request, objects, session)
+        toolchain = None if session.scope is None else await self._usable_toolchain()
+        identity = self._compiler.identity if toolchain is None else toolchain.digest
+        key = library_key(request, identity)
+        if toolchain is None or request.kind not in _SHARED_KINDS:
+            provided = await _compiled(turn)
+        else:
+            assert self._kernels is not None, "has a toolchain"
+            assert session.scope is not None, "has a toolchain"
+            may_keep = partial(self._may_keep, toolchain, session)
+            provided = await self._kernels.provide(key, session.scope, turn, may_keep)
         provided.result.key = key
         return provided
 
-    async def _toolchain_digest(self) -> bytes | None:
-        """What a key covers besides the request; None if that cannot be determined."""
-        if self._toolchain is None:
-            self._toolchain = asyncio.ensure_future(self._digest_toolchain())
-        return await asyncio.shield(self._toolchain)
+    @property
+    def shares(self) -> bool:
+        """Whether what is built for one job can be used for others, as far as is known."""
+        return self._kernels is not None and not self._why_unshared
 
-    async def _digest_toolchain(self) -> bytes | None:
+    async def start(self) -> None:
+        """Read the toolchain, before anything is built with it; takes a second or two."""
+        await self._usable_toolchain()
+
+    async def _usable_toolchain(self) -> Toolchain | None:
+        """What a key covers besides the request; None if nothing is shared."""
+        if not self.shares:
+            return None
+        if self._toolchain is None:
+            self._toolchain = asyncio.ensure_future(self._read_toolchain())
+        toolchain = await asyncio.shield(self._toolchain)
+        return toolchain if self.shares else None
+
+    async def _read_toolchain(self) -> Toolchain | None:
         try:
-            return await asyncio.to_thread(toolchain_digest, self._compiler)
-        except OSError as error:
-            _log.warning("kernels are not shared: cannot identify the C++ compiler: %s", error)
+            return await asyncio.to_thread(read_toolchain, self._compiler)
+        except (OSError, ValueError) as error:
+            self._share_no_more(f"the C++ compiler cannot be identified: {error}")
             return None
 
-    async def _build(
-        self,
-        request: worker.BuildRequest,
-        objects: list[bytes],
-        session: BuildSession,
-        begin: Callable[[], None],
-    ) -> worker.BuildResult:
+    async def _may_keep(
+        self, toolchain: Toolchain, session: BuildSession, result: worker.BuildResult
+    ) -> bool:
+        if changed := await asyncio.to_thread(toolchain.changed):
+            self._share_no_more(f"{changed!r} has changed; restart the server to share them again")
+        return self.shares and session.may_share(len(result.output))
+
+    def _share_no_more(self, why: str) -> None:
+        if not self._why_unshared:
+            self._why_unshared = why
+            _log.warning("each job compiles its kernels for itself from now on: %s", why)
+
+    @asynccontextmanager
+    async def _turn(
+        self, request: worker.BuildRequest, objects: list[bytes], session: BuildSession
+    ) -> AsyncIterator[Compile]:
+        """Wait for a compiler, and for the precompiled header; yields what runs the build."""
         job = worker.BuildJob(request=request, objects=objects)
-        if request.header:
-            job.header = await self._headers.path(request)
-        async with self._slots.slot(session):
-            begin()
-            folder = self._area.folder("builds", str(next(self._numbers)), owner=self._owner)
-            try:
-                result = await self._run(job, folder)
-            finally:
-                await asyncio.shield(asyncio.to_thread(remove, folder))
+        async with AsyncExitStack() as held:
+            if request.header:
+                job.header = await held.enter_async_context(self._headers.use(request, session))
+            await held.enter_async_context(self._slots.slot(session))
+            yield partial(self._build, job)
+
+    async def _build(self, job: worker.BuildJob) -> worker.BuildResult:
+        folder = self._area.folder("builds", str(next(self._numbers)), owner=self._owner)
+        try:
+            result = await self._run(job, folder)
+        finally:
+            await asyncio.shield(asyncio.to_thread(remove, folder))
         if result.refused:
             raise self._refused(result.refused)
         return result
@@ -151,3 +185,12 @@ class Builds:
             raise CallRefused(f"the compiler did not finish: {error}") from error
         except DecodeError as error:
             raise CallRefused("the compile worker answered with something unreadable") from error
+
+
+async def _compiled(turn: Turn) -> Provided:
+    """A kernel for one job only."""
+    async with turn() as compile_it:
+        started = time.monotonic()
+        result = await compile_it()
+    source: KernelSource = "failed" if result.failed else "compiled"
+    return Provided(result, source, time.monotonic() - started)

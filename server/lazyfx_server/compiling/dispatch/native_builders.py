@@ -25,6 +25,10 @@ class NativeBuilders(Protocol):
     def why_none(self) -> str:
         """Why there are no targets."""
 
+    @property
+    def shares_kernels(self) -> bool:
+        """Whether what is compiled for one job can be used for others."""
+
     async def start(self) -> None:
         """Start the processes, and determine the targets, which takes seconds.
 
@@ -68,6 +72,11 @@ class LocalBuilders:
     def why_none(self) -> str:
         """See `NativeBuilders.why_none`."""
         return "it has not tried to build one yet"
+
+    @property
+    def shares_kernels(self) -> bool:
+        """See `NativeBuilders.shares_kernels`."""
+        return self._executor.shares_kernels
 
     async def start(self) -> None:
         """See `NativeBuilders.start`."""

@@ -7,6 +7,8 @@ machine's folders, compilers and instruction sets; they are added here.
 from __future__ import annotations
 
 import asyncio
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import DecodeError
@@ -16,9 +18,17 @@ from lazyfx_server.compiling.dispatch.build_sessions import BuildSession
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.execution import Executor, JobBytes, OnCall
 from lazyfx_server.execution.executor import parts_of
-from lazyfx_server.jobs.native.progress import read_progress
+from lazyfx_server.jobs.native.progress import progress_of, read_progress
 from lazyfx_server.jobs.native.work_area import WorkArea, remove
 from lazyfx_server.v1 import worker_pb2 as worker
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    """A job that runs: its folder and its builds."""
+
+    folder: Path
+    session: BuildSession
 
 
 class NativeExecutor:
@@ -48,7 +58,8 @@ class NativeExecutor:
         self._builds = builds
         self._area = area
         self._owner = owner
-        self._sessions: dict[str, BuildSession] = {}
+        self._numbers = itertools.count(1)
+        self._running: dict[str, _Running] = {}  # by place; the last one if it runs twice
         self.target: pb.NativeTarget | None = None
 
     @property
@@ -56,9 +67,14 @@ class NativeExecutor:
         """The number of jobs that can run at the same time."""
         return self._jobs.workers
 
+    @property
+    def shares_kernels(self) -> bool:
+        """Whether what is compiled for one job can be used for others."""
+        return self._builds.shares
+
     async def start(self) -> None:
         """Starts the processes; see `Executor.start`."""
-        await asyncio.gather(self._jobs.start(), self._compiles.start())
+        await asyncio.gather(self._jobs.start(), self._compiles.start(), self._builds.start())
 
     async def run(
         self,
@@ -72,37 +88,40 @@ class NativeExecutor:
         del on_call
         message = worker.Job.FromString(b"".join(parts_of(job)))
         place = message.native.place.hex() if message.HasField("native") else "describe"
-        folder = self._area.folder("jobs", place, owner=self._owner)
+        folder = self._area.folder("jobs", str(next(self._numbers)), owner=self._owner)
         if message.HasField("native"):
             message.native.cache = str(folder)
             message.native.progress = str(folder / "progress")
             if self.target is not None:
                 message.native.made_on.CopyFrom(self.target)
-            session = self._builds.session(message.native.kernel_scope)
+            scoped = message.native.HasField("kernel_scope")
+            session = self._builds.session(message.native.kernel_scope if scoped else None)
             message.native.ClearField("kernel_scope")
         else:
             message.describe_native.cache = str(folder)
             session = self._builds.session()
-        self._sessions[place] = session
+        running = self._running[place] = _Running(folder, session)
         try:
             answer = await self._jobs.run(
                 message.SerializeToString(), timeout=timeout, owner=owner, on_call=session
             )
             return await asyncio.to_thread(_checked, message.native.kind, answer, session)
         finally:
-            del self._sessions[place]
+            if self._running.get(place) is running:
+                del self._running[place]
             # Also removes what a killed job left behind.
             await asyncio.shield(asyncio.to_thread(remove, folder))
 
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """The progress of the job with this name."""
-        told = read_progress(Path(self._area.root) / "jobs" / place.hex() / "progress")
-        session = self._sessions.get(place.hex())
-        if session is not None:
-            known, compiled = session.kernels.known, session.kernels.compiled
-            told.kernels, told.known_kernels = known + compiled, known
-            if told.kernels and told.stage == "tracing":
-                told.stage = "compiling"
+        running = self._running.get(place.hex())
+        if running is None:
+            return progress_of(b"")
+        told = read_progress(running.folder / "progress")
+        kernels = running.session.kernels
+        told.kernels, told.known_kernels = kernels.known + kernels.compiled, kernels.known
+        if told.kernels and told.stage == "tracing":
+            told.stage = "compiling"
         return told
 
     async def close(self) -> None:

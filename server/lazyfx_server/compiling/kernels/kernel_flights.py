@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeAlias
@@ -11,7 +12,7 @@ from typing import Final, TypeAlias
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
 from lazyfx_server.compiling.flights.single_flight import Flight, Landing, SingleFlight
-from lazyfx_server.compiling.kernels.kernel_store import KernelPlace, KernelStore
+from lazyfx_server.compiling.kernels.kernel_store import MAX_KEPT_BYTES, KernelPlace, KernelStore
 from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.telemetry import (
     Abandonment,
@@ -22,8 +23,14 @@ from lazyfx_server.telemetry import (
 )
 from lazyfx_server.v1 import worker_pb2 as worker
 
-Compile: TypeAlias = Callable[[Callable[[], None]], Awaitable[worker.BuildResult]]
-"""Compiles a kernel; calls what it is given when the compiler begins."""
+Compile: TypeAlias = Callable[[], Awaitable[worker.BuildResult]]
+"""Compiles a kernel."""
+
+Turn: TypeAlias = Callable[[], AbstractAsyncContextManager[Compile]]
+"""Waits for a compiler, which is free for the compile that it yields until the context ends."""
+
+MayKeep: TypeAlias = Callable[[worker.BuildResult], Awaitable[bool]]
+"""Whether the result of a compile may be stored for others."""
 
 _USUAL_SECONDS: Final = 2.0
 
@@ -75,19 +82,20 @@ class KernelFlights:
         """Number of kernels that are looked up or compiled."""
         return len(self._flights)
 
-    async def provide(self, key: bytes, scope: bytes, compile_it: Compile) -> Provided:
+    async def provide(self, key: bytes, scope: bytes, turn: Turn, may_keep: MayKeep) -> Provided:
         """A kernel from the store; compiled if it is not there.
 
         Args:
             key: Covers everything that it depends on.
             scope: Whose kernels it belongs to; see `KernelStore.place`.
-            compile_it: Compiles it.
+            turn: Waits for a compiler, and compiles it.
+            may_keep: Asked before the result is stored.
 
         Raises:
-            CallRefused: `compile_it` raised it, for this job or for the one that it joined.
+            CallRefused: `turn` raised it, for this job or for the one that it joined.
         """
         place = self._kernels.place(key, scope)
-        work = partial(self._find_or_make, place, key, compile_it)
+        work = partial(self._find_or_make, place, key, turn, may_keep)
         landing = await self._flights.join(place.key.encode(), work)
         made = landing.result()
         provided = Provided(made.result, _source(landing, made), made.seconds)
@@ -97,27 +105,28 @@ class KernelFlights:
         return provided
 
     async def _find_or_make(
-        self, place: KernelPlace, key: bytes, compile_it: Compile, flight: Flight[_Made]
+        self,
+        place: KernelPlace,
+        key: bytes,
+        turn: Turn,
+        may_keep: MayKeep,
+        flight: Flight[_Made],
     ) -> _Made:
         find = partial(self._find, place)
         if found := await find():
             return found
         job = JobKind(key, b"kernel", 0)
-        async with self._fleet.flight(
-            Work(place.key, "kernel", job, find, _USUAL_SECONDS), flight
-        ) as ours:
+        work = Work(place.key, "kernel", job, find, _USUAL_SECONDS)
+        # The compiler first: whoever holds the lease compiles, and nobody waits for one that waits.
+        async with turn() as compile_it, self._fleet.flight(work, flight) as ours:
             if ours.found is None:
                 began = time.monotonic()
-
-                def begin() -> None:
-                    nonlocal began
-                    began = time.monotonic()
-                    flight.mark_running()
-
-                result = await compile_it(begin)
+                flight.mark_running()
+                result = await compile_it()
                 flight.mark_finishing()
                 made = _Made(result, time.monotonic() - began, compiled=True)
-                if not result.failed:
+                fits = len(result.output) <= MAX_KEPT_BYTES
+                if fits and not result.failed and await may_keep(result):
                     record = worker.KernelRecord(output=result.output, seconds=made.seconds)
                     await self._kernels.add(place, record)
                 return made

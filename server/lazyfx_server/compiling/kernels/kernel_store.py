@@ -23,7 +23,7 @@ from lazyfx_server.v1 import worker_pb2 as worker
 _log = logging.getLogger(__name__)
 
 # Libraries of kernels have some 50 KB; objects of packages for serving may hold constants.
-_MAX_KEPT_BYTES: Final = 16 << 20
+MAX_KEPT_BYTES: Final = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,12 @@ class KernelPlace:
 
     Attributes:
         key: The store key.
-        owner: Seals it: all tenants together, or one.
+        seal: Seals and opens it. Its tag is not a caller's: it stands for the kernels of all
+            tenants together, or of one.
     """
 
     key: str
-    owner: Tenant
+    seal: Tenant
 
 
 class KernelStore:
@@ -60,15 +61,15 @@ class KernelStore:
             key: `build_keys.library_key` of the build.
             scope: The tag of the tenant whose jobs may use it; empty for those of all tenants.
         """
-        owner = Tenant("", hmac.digest(self._secret, scope, "sha256"))
-        return KernelPlace(owner.kernel(key), owner)
+        seal = Tenant("", hmac.digest(self._secret, scope, "sha256"))
+        return KernelPlace(seal.kernel(key), seal)
 
     async def find(self, place: KernelPlace) -> worker.KernelRecord | None:
         """The kernel in a place, if a server with this secret has put it there."""
         stored = await self._store.get(place.key)
         if stored is None:
             return None
-        record = place.owner.unseal(place.key, stored)
+        record = place.seal.unseal(place.key, stored)
         if record is not None:
             try:
                 return worker.KernelRecord.FromString(record)
@@ -81,6 +82,6 @@ class KernelStore:
 
     async def add(self, place: KernelPlace, record: worker.KernelRecord) -> None:
         """Store a kernel, unless it is very large."""
-        if len(record.output) <= _MAX_KEPT_BYTES:
-            sealed = place.owner.seal(place.key, record.SerializeToString())
+        if len(record.output) <= MAX_KEPT_BYTES:
+            sealed = place.seal.seal(place.key, record.SerializeToString())
             await self._store.put(place.key, sealed)

@@ -99,8 +99,9 @@ def build_confinement(
 ) -> Confinement:
     """The confinement of processes that compile one source.
 
-    They read what a compiler reads: headers, libraries and its own files. Python's packages are not
-    among them, except for torch's headers and libraries: all modules are imported before.
+    They read what a compiler reads: headers, libraries and its own files. All modules are imported
+    before: Python's packages are among them only if they lie in a folder of libraries, as without a
+    virtual environment.
     """
     beside = Path(compiler.path).parent / "../lib"  # the libraries of a compiler with its own
     return Confinement(

@@ -13,8 +13,9 @@ def library_key(request: worker.BuildRequest, compiler: bytes) -> bytes:
     Objects are included by their own keys, so the key of a library covers every source.
 
     Args:
-        request: Checked by `flags.check_request`.
-        compiler: `Compiler.identity`: its version, and torch's and Python's headers.
+        request: Checked by `flags.check_build_request`.
+        compiler: The digest of the toolchain (`toolchain_digest`). `Compiler.identity` suffices for
+            what is used for one job on this machine only.
     """
     digest = hashlib.sha256(b"lazyfx build 1\0" + compiler)
     for part in (

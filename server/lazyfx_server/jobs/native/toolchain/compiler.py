@@ -121,7 +121,7 @@ def _programs(path: str, about: bytes) -> tuple[str, ...]:
         if where is not None:
             found.add(where)
     real = {os.path.realpath(program) for program in found}
-    loaders = {loader for program in real if (loader := _loader(Path(program)))}
+    loaders = {loader for program in real if (loader := loader_of(Path(program)))}
     return tuple(sorted(real | {os.path.realpath(loader) for loader in loaders}))
 
 
@@ -136,7 +136,7 @@ def _interpreter(script: Path) -> list[str]:
     return [where for word in words[:2] if (where := shutil.which(word)) is not None]
 
 
-def _loader(program: Path) -> str | None:
+def loader_of(program: Path) -> str | None:
     """The dynamic loader that the kernel starts with a program, as its ELF header names it."""
     try:
         data = program.read_bytes()[: 1 << 16]
