@@ -329,7 +329,7 @@ class FakeBuilds:
         return self.store.puts
 
 
-def question(source: bytes, kind: int = worker.BUILD_KIND_LIBRARY) -> bytes:
+def question(source: bytes, kind: worker.BuildKind.ValueType = worker.BUILD_KIND_LIBRARY) -> bytes:
     return worker.BuildRequest(kind=kind, source=source).SerializeToString()
 
 
