@@ -213,13 +213,13 @@ def by_passes(captured: Any, pipeline: str) -> Compiled:
 
 def findings(
     compile_: Callable[[Any, str], Compiled], seed: int, captures: tuple[Capture, ...]
-) -> list[str]:
-    """What goes wrong with a random program."""
+) -> tuple[list[str], int]:
+    """What goes wrong with a random program, and how many comparisons were made."""
     generator = random.Random(seed)
     program = random_program(seed)
     capture = exported if program.regions else generator.choice(captures)
     if capture not in captures:
-        return []
+        return [], 0
     pipelines = [random_pipeline(generator) for _ in range(4)]
     hows = ("apart", generator.choice(HOW[1:]))
     return check(compile_, program, capture, pipelines, hows)
@@ -231,12 +231,12 @@ def check(
     capture: Capture,
     pipelines: list[tuple[str, float]],
     hows: tuple[str, ...],
-) -> list[str]:
-    """What goes wrong with a program."""
+) -> tuple[list[str], int]:
+    """What goes wrong with a program, and how many comparisons were made."""
     try:
         original, _ = capture(program)
     except Exception:  # noqa: BLE001 - what torch cannot capture
-        return []
+        return [], 0
     expected = {}
     for how in hows:
         try:
@@ -245,7 +245,7 @@ def check(
             expected[how] = run_twice(program, call, lambda c=captured: state_of(c), how)
         except Exception:  # noqa: BLE001 - what does not run
             continue
-    wrong = []
+    wrong, compared = [], 0
     for pipeline, tolerance in pipelines if expected else ():
         where = f"{capture.__name__}, {pipeline}"
         try:
@@ -255,6 +255,7 @@ def check(
             continue
         for how, wanted in expected.items():
             holder, call = copy.deepcopy(compiled)
+            compared += 1
             try:
                 found = run_twice(program, call, lambda c=holder: state_of(c), how)
                 problem = difference(wanted, found, tolerance)
@@ -263,4 +264,4 @@ def check(
             if problem:
                 wrong.append(f"{where}, {how}: {problem}\n{compiled[1].code}")
                 break
-    return [f"seed {program.seed}\n{program.text}\n{each}" for each in wrong]
+    return [f"seed {program.seed}\n{program.text}\n{each}" for each in wrong], compared

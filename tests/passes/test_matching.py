@@ -98,6 +98,10 @@ def test_two_thousand_generated_rewrites_do_what_torch_does() -> None:
     assert _compared(range(2_000)) > 4_000
 
 
+def test_there_are_golden_graphs() -> None:
+    assert len(GOLDEN) >= 30
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("path", GOLDEN, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_golden_graphs_are_rewritten_as_torch_does(path: Path) -> None:
@@ -127,6 +131,7 @@ def _own_calls(module: GraphModule) -> list[Rewrite]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 def test_captures_of_models_are_rewritten_as_torch_does(name: str) -> None:
+    compared = 0
     for way in ("symbolic", "export", "dynamo"):
         model, example = zoo.ARCHITECTURES[name].build()
         try:
@@ -136,3 +141,5 @@ def test_captures_of_models_are_rewritten_as_torch_does(name: str) -> None:
         for capture in found:
             ours, theirs = both(capture.module, thirty(capture.module))
             assert ours == theirs, f"{way}: {capture.label}"
+            compared += 1
+    assert compared
