@@ -13,7 +13,7 @@ import torch
 from numerics.random_modules import Program, leaves, random_program
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Proxy
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
@@ -55,6 +55,8 @@ def symbolic(program: Program) -> tuple[Any, Callable[..., Any]]:
     """A graph of torch.fx, with the shapes of its values."""
     model = program.module()
     module = GraphModule(model, Tracer().trace(model))
+    if any(isinstance(value, Proxy) for value in vars(module).values()):
+        raise ValueError("an attribute was set while it was traced, which torch.fx does not undo")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         inputs = {n: mode.from_tensor(t, static_shapes=True) for n, t in program.inputs().items()}
         for name in "ab" if program.grads else "":
@@ -131,7 +133,8 @@ def run_twice(
 def _gradients(
     results: list[Tensor], leaf: dict[str, Tensor], state: dict[str, Tensor]
 ) -> Iterator[tuple[str, Tensor]]:
-    sources = {**leaf, **{n: t for n, t in state.items() if t.requires_grad}}
+    # A tensor that was written is no leaf: what it stands for in the graph may differ.
+    sources = {**leaf, **{n: t for n, t in state.items() if t.requires_grad and t.is_leaf}}
     wanted = [r.abs().sum().double() for r in results if r.requires_grad and r.numel()]
     if not wanted or not sources:
         return
