@@ -171,7 +171,8 @@ def seaweed() -> Server:
     ]  # fmt: skip
     for part in ("master", "volume", "filer"):
         command += [f"-{part}.port={free_port()}", f"-{part}.port.grpc={free_port()}"]
-    command.append(f"-s3.port.grpc={free_port()}")
+    # Catalogs have fixed ports, so a second server would end when it finds them taken.
+    command += [f"-s3.port.grpc={free_port()}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
 
     def ready() -> None:
         # The gateway answers before the parts that keep objects do.
