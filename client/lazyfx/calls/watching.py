@@ -162,7 +162,7 @@ class ThreadWatch:
     def _watch(self) -> None:
         try:
             self._watch_until_idle()
-        except BaseException:
+        except BaseException:  # also what ends a thread at exit; it is raised again
             with self._lock:
                 self._runs = False  # the next call starts another thread
             raise
