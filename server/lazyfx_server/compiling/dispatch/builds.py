@@ -25,11 +25,12 @@ from lazyfx_server.compiling.dispatch.precompiled_headers import PrecompiledHead
 from lazyfx_server.compiling.kernels.build_slots import BuildSlots
 from lazyfx_server.compiling.kernels.kernel_flights import Compile, KernelFlights, Provided, Turn
 from lazyfx_server.execution import CallRefused, ExecutionError, Executor
+from lazyfx_server.execution.owned_folder import remove
 from lazyfx_server.jobs.native.toolchain.build_keys import library_key
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
 from lazyfx_server.jobs.native.toolchain.flags import RequestRefused, check_build_request
 from lazyfx_server.jobs.native.toolchain.toolchain_digest import Toolchain, read_toolchain
-from lazyfx_server.jobs.native.work_area import WorkArea, remove
+from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.telemetry import KernelSource, Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
