@@ -57,7 +57,7 @@ def worker_start(
         environment[allowed.VARIABLE] = added_targets
     preload = [*operator_modules, "lazyfx_server.jobs.preload"]
     if native.native != "off":
-        preload.append("lazyfx_server.jobs.native.inductor_preload")
+        preload.append("lazyfx_server.jobs.native.ahead.inductor_preload")
         # Inductor starts its own processes on import unless it is limited to one thread.
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     return WorkerStart(preload, environment)

@@ -89,6 +89,20 @@ def requesting_kernels(
             PythonWrapperCodegen.define_kernel = original  # type: ignore[method-assign]
 
 
+@contextmanager
+def omitting_kernels() -> Iterator[None]:
+    """Within the block, kernels are written and not compiled; calling one raises."""
+
+    def load_async(cls: Any, *_: Any, **__: Any) -> Callable[[], Any]:
+        def never() -> _Built:
+            raise NotImplementedError("this kernel was not compiled")
+
+        return lambda: _UnloadedModule(cls, never)
+
+    with loading_kernels_with(load_async):
+        yield
+
+
 class _UnloadedModule(ModuleType):
     """A kernel that is loaded when its function is called, or anything else of it is needed.
 
