@@ -6,7 +6,7 @@ import random
 
 import pytest
 import sympy
-import torch._inductor.lowering  # registers the rules of dtypes
+import torch._inductor.lowering  # noqa: F401 - registers the rules of dtypes
 from torch._inductor import sizevars
 from torch._inductor.codegen import common
 from torch._inductor.dtype_propagation import DtypePropagationOpsHandler

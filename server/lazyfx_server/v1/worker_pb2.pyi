@@ -989,6 +989,34 @@ class KernelRecord(google.protobuf.message.Message):
 Global___KernelRecord: typing_extensions.TypeAlias = KernelRecord
 
 @typing.final
+class KernelCall(google.protobuf.message.Message):
+    """A node of a cluster asks its server for a compiled kernel, or gives it one that it has compiled,
+    while a native job runs. The server knows whose job it is. The answer is a KernelRecord: without
+    output if the kernel is not known, or was given.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    MADE_FIELD_NUMBER: builtins.int
+    key: builtins.bytes
+    """What the kernel depends on, see build_keys: 32 bytes."""
+    @property
+    def made(self) -> Global___KernelRecord:
+        """The kernel, to give it."""
+
+    def __init__(
+        self,
+        *,
+        key: builtins.bytes = ...,
+        made: Global___KernelRecord | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["made", b"made"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "made", b"made"]) -> None: ...
+
+Global___KernelCall: typing_extensions.TypeAlias = KernelCall
+
+@typing.final
 class GraphHistory(google.protobuf.message.Message):
     """The compiles of one graph, to explain misses."""
 

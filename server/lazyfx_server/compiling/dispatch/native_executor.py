@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.build_sessions import BuildSession
 from lazyfx_server.compiling.dispatch.builds import Builds
+from lazyfx_server.compiling.kernels.server_kernels import ServerKernels
 from lazyfx_server.execution import Executor, JobBytes, OnCall
 from lazyfx_server.execution.executor import parts_of
 from lazyfx_server.jobs.native.progress import progress_of, read_progress
@@ -84,8 +85,10 @@ class NativeExecutor:
         owner: str | None = None,
         on_call: OnCall | None = None,
     ) -> bytes:
-        """Runs one job; see `Executor.run`. Its calls are answered here, so `on_call` is unused."""
-        del on_call
+        """Runs one job; see `Executor.run`.
+
+        Its calls are answered here; with `on_call`, a server is asked for kernels.
+        """
         message = worker.Job.FromString(b"".join(parts_of(job)))
         place = message.native.place.hex() if message.HasField("native") else "describe"
         folder = self._area.folder("jobs", str(next(self._numbers)), owner=self._owner)
@@ -95,7 +98,10 @@ class NativeExecutor:
             if self.target is not None:
                 message.native.made_on.CopyFrom(self.target)
             scoped = message.native.HasField("kernel_scope")
-            session = self._builds.session(message.native.kernel_scope if scoped else None)
+            session = self._builds.session(
+                message.native.kernel_scope if scoped else None,
+                None if on_call is None else ServerKernels(on_call),
+            )
             message.native.ClearField("kernel_scope")
         else:
             message.describe_native.cache = str(folder)

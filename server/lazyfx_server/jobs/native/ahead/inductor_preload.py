@@ -86,7 +86,7 @@ def warm_up() -> None:
 torch_shortcuts.install()
 try:
     warm_up()
-except Exception:
+except Exception:  # noqa: BLE001 - whatever it is, the server can work without
     # Jobs prepare for themselves what is missing, and report what is wrong.
     _log.exception("Inductor could not be prepared; each native compile will take longer")
 gc.collect()
