@@ -1,9 +1,12 @@
-"""What we compute in place of Inductor is what Inductor computes."""
+"""What we compute in place of Inductor, or before it, is what Inductor computes."""
 
 from __future__ import annotations
 
+import os
 import random
+from pathlib import Path
 
+import nursery
 import pytest
 import sympy
 import torch._inductor.lowering  # noqa: F401 - registers the rules of dtypes
@@ -49,3 +52,42 @@ def test_the_handler_of_dtypes_has_every_rule(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(torch_shortcuts.op_dtype_propagation_rules, "lazyfx_new", rule)
     assert callable(handlers.current().lazyfx_new)
     assert all(hasattr(ours, op.name) for op in common.pointwise_overrides_data.values())
+
+
+USUAL = """
+import sys
+from pathlib import Path
+import torch
+from torch._inductor import config
+from lazyfx_server.execution import CallFailed
+from lazyfx_server.jobs.native.toolchain.compiler import find_compiler
+from lazyfx_server.jobs.native.toolchain.subprocess_hooks import redirect_compiles
+from lazyfx_server.jobs.native.toolchain.usual_build import usual_build
+from lazyfx_server.v1 import worker_pb2 as worker
+
+asked = []
+
+def note(question):
+    asked.append(worker.BuildRequest.FromString(question))
+    raise CallFailed("not in this test")
+
+config.cpp.vec_isa_ok = True  # no probe
+compiler, folder = find_compiler(), Path(sys.argv[1])
+usual = usual_build(compiler, folder)
+redirect_compiles(compiler, folder, note)
+try:
+    torch.compile(torch.relu)(torch.ones(64))
+except Exception:
+    pass
+for each in (usual, asked[0]):
+    print(each.kind, each.header, sorted(each.flags))
+"""
+
+
+@pytest.mark.usefixtures("needs_gxx")
+def test_the_usual_build_is_that_of_a_kernel(tmp_path: Path) -> None:
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    run = nursery.run("inductor", ["-c", USUAL, str(tmp_path)], env=environment, check=True)
+    usual, kernel = run.stdout.splitlines()[-2:]
+    assert usual == kernel
+    assert "cpp_prefix.h" in usual

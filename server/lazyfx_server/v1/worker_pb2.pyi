@@ -695,15 +695,21 @@ class DescribeNativeResult(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TARGET_FIELD_NUMBER: builtins.int
+    USUAL_BUILD_FIELD_NUMBER: builtins.int
     @property
     def target(self) -> lazyfx.v1.compiler_pb2.NativeTarget: ...
+    @property
+    def usual_build(self) -> Global___BuildRequest:
+        """A build as most kernels need it, whose header the server precompiles before anybody asks."""
+
     def __init__(
         self,
         *,
         target: lazyfx.v1.compiler_pb2.NativeTarget | None = ...,
+        usual_build: Global___BuildRequest | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["target", b"target"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["target", b"target"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["target", b"target", "usual_build", b"usual_build"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["target", b"target", "usual_build", b"usual_build"]) -> None: ...
 
 Global___DescribeNativeResult: typing_extensions.TypeAlias = DescribeNativeResult
 

@@ -9,6 +9,7 @@ from. What has been built before is not built again (`compiling.kernels`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -45,6 +46,9 @@ _log = logging.getLogger(__name__)
 _SHARED_KINDS: Final = frozenset(
     (worker.BUILD_KIND_OBJECT, worker.BUILD_KIND_LIBRARY, worker.BUILD_KIND_LINK)
 )
+
+# A server that was only started to say something does not live so long.
+_SECONDS_TO_PREPARATION: Final = 3.0
 
 
 class Builds:
@@ -94,6 +98,14 @@ class Builds:
             elsewhere: More kernels of this scope.
         """
         return BuildSession(self.build, scope, elsewhere)
+
+    async def prepare(self, request: worker.BuildRequest) -> None:
+        """Precompile the header of a build, unless the server ends soon or a job is earlier."""
+        with contextlib.suppress(RequestRefused):
+            check_build_request(request)
+            await asyncio.sleep(_SECONDS_TO_PREPARATION)
+            async with self._headers.use(request, self):
+                pass
 
     async def build(
         self, request: worker.BuildRequest, objects: list[bytes], session: BuildSession

@@ -61,6 +61,7 @@ class NativeExecutor:
         self._owner = owner
         self._numbers = itertools.count(1)
         self._running: dict[str, _Running] = {}  # by place; the last one if it runs twice
+        self._preparing: asyncio.Task[None] | None = None
         self.target: pb.NativeTarget | None = None
 
     @property
@@ -118,6 +119,10 @@ class NativeExecutor:
             # Also removes what a killed job left behind.
             await asyncio.shield(asyncio.to_thread(remove, folder))
 
+    def prepare(self, request: worker.BuildRequest) -> None:
+        """Soon precompile the header of a build, which takes longer than the kernels of a job."""
+        self._preparing = asyncio.ensure_future(self._builds.prepare(request))
+
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """The progress of the job with this name."""
         running = self._running.get(place.hex())
@@ -132,6 +137,9 @@ class NativeExecutor:
 
     async def close(self) -> None:
         """Stops the processes, and removes their files."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.gather(self._preparing, return_exceptions=True)
         await asyncio.gather(self._jobs.close(), self._compiles.close())
         self._area.close()
 

@@ -103,6 +103,15 @@ def omitting_kernels() -> Iterator[None]:
         yield
 
 
+def compile_only(source: str) -> None:
+    """Have Inductor compile a source as it compiles kernels with default settings.
+
+    Raises:
+        Exception: Whatever the compile raised.
+    """
+    LOAD_ASYNC(CppPythonBindingsCodeCache, source, submit_fn=lambda compile_it: compile_it())
+
+
 class _UnloadedModule(ModuleType):
     """A kernel that is loaded when its function is called, or anything else of it is needed.
 
