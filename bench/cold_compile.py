@@ -26,7 +26,7 @@ from rich.table import Table
 
 PARENTS = {
     "imported": "lazyfx_server.jobs.native.native_job",
-    "prepared": "lazyfx_server.jobs.native.ahead.inductor_preload",
+    "prepared": "lazyfx_server.jobs.native.ahead.prepared_inductor",
 }
 _SOURCES = "digest of the C++ sources"
 _SERVER_PRELOAD = "lazyfx_server.jobs.preload"
