@@ -9,15 +9,16 @@ that are left have plain tensors as inputs and operators as nodes, so the server
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule
 
 from lazyfx.backend import torch_aot
 from lazyfx.backend.options import BackendOptions
+from lazyfx.backend.parts import Computing, Part, computing_part
 from lazyfx.backend.remote import GraphRequest, Runnable, make_request
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import mode_settings
@@ -26,52 +27,22 @@ from lazyfx.shared.native.torch_inductor import mode_settings
 _KEPT_STRIDES: Final = {"keep_output_stride": True}
 
 
-class Part:
-    """One graph of AOTAutograd, a function of a list of inputs once it has its code.
-
-    Args:
-        graph_request: The request for its code.
-        strides: The strides of each result; None where it is no tensor, or they are symbolic.
-    """
-
-    def __init__(
-        self, graph_request: GraphRequest, strides: Sequence[tuple[int, ...] | None]
-    ) -> None:
-        self.graph_request = graph_request
-        self.code: Runnable | None = None
-        # AOTAutograd passes a list, which is emptied so that nothing keeps the inputs alive. It
-        # looks for this in wrappers too, which copy only what the instance has.
-        self._boxed_call = True
-        self._strides = tuple(strides)
-
-    def __call__(self, inputs: list[Any]) -> Any:
-        """Run the code."""
-        assert self.code is not None, "set before anything is called"
-        given = tuple(inputs)
-        inputs.clear()
-        results = self.code(*given)
-        return [
-            result if strides is None or result.stride() == strides else _strided(result, strides)
-            for result, strides in zip(results, self._strides, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Desugared:
     """A graph after AOTAutograd.
 
     Attributes:
         call: A function of the graph's inputs, once each part has its code.
-        parts: Its graphs: the forward first, then the backward if there is one.
+        parts: Its graphs that compute something: the forward, and the backward if there is one.
+        requests: The request for the code of each of them.
     """
 
     call: Runnable
     parts: Sequence[Part]
+    requests: Sequence[GraphRequest]
 
 
-def desugar(
-    module: GraphModule, inputs: Sequence[Any], options: BackendOptions
-) -> Desugared:
+def desugar(module: GraphModule, inputs: Sequence[Any], options: BackendOptions) -> Desugared:
     """Trace a graph with AOTAutograd.
 
     Args:
@@ -84,61 +55,61 @@ def desugar(
         Exception: Whatever AOTAutograd raises.
     """
     parts: list[Part] = []
-    settings = {**(mode_settings(options.mode) if options.mode else {}), **options.inductor}
+    requests: list[GraphRequest] = []
     sent = replace(options, inductor={**options.inductor, **_KEPT_STRIDES})
 
-    def compile_part(part: GraphModule, fakes: Sequence[Any]) -> Part:
-        strides = _output_strides(part, symbolic_allowed=not options.passes)
-        with torch.no_grad(), torch_aot.without_autocast():
-            made = Part(make_request(part, fakes, sent), strides)
-        made.graph_request.digest()
-        parts.append(made)
-        return made
+    def compile_part(traced: GraphModule, fakes: Sequence[Any]) -> Part:
+        computing = computing_part(traced)
+        if options.passes:
+            _refuse_symbolic_strides(computing)
+        part = Part(computing)
+        if not computing.is_empty:
+            given = [fakes[number] for number in computing.inputs]
+            with torch.no_grad(), torch_aot.without_autocast():
+                request = make_request(computing.module, given, sent)
+            request.digest()  # raises if the format does not support it
+            parts.append(part)
+            requests.append(request)
+        return part
 
+    return Desugared(_trace(module, inputs, options, compile_part), parts, requests)
+
+
+def _trace(
+    module: GraphModule,
+    inputs: Sequence[Any],
+    options: BackendOptions,
+    compile_part: Callable[[GraphModule, Sequence[Any]], Part],
+) -> Runnable:
     own = _copy(module)
     if options.compile == "eager":
-        call = torch_aot.trace_as_eager(own, inputs, compile_part)
-    else:
-        call = torch_aot.trace_as_inductor(own, inputs, compile_part, settings)
-    return Desugared(call, parts)
+        return torch_aot.trace_as_eager(own, inputs, compile_part)
+    settings = {**(mode_settings(options.mode) if options.mode else {}), **options.inductor}
+    return torch_aot.trace_as_inductor(own, inputs, compile_part, settings)
 
 
 def _copy(module: GraphModule) -> GraphModule:
     """A copy with the same tensors: writes to them are those of the graph."""
-    tensors = {
+    tensors: dict[int, Any] = {
         id(value): value
         for part in module.modules()
         for value in (*vars(part).values(), *part.parameters(False), *part.buffers(False))
         if isinstance(value, torch.Tensor)
     }
-    return copy.deepcopy(module, dict(tensors))
+    return copy.deepcopy(module, tensors)
 
 
-def _output_strides(
-    module: GraphModule, *, symbolic_allowed: bool
-) -> list[tuple[int, ...] | None]:
-    (results,) = module.graph.output_node().args
-    assert isinstance(results, (tuple, list)), "graphs of AOTAutograd return a tuple"
-    return [_strides(result, symbolic_allowed=symbolic_allowed) for result in results]
+def _refuse_symbolic_strides(computing: Computing) -> None:
+    """Refuse passes over graphs whose results have symbolic strides, which cannot be checked.
 
-
-def _strides(result: Any, *, symbolic_allowed: bool) -> tuple[int, ...] | None:
-    value = result.meta.get("val") if isinstance(result, Node) else None
-    if not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
-        return None
-    strides = tuple(value.stride())
-    if all(type(stride) is int for stride in strides):
-        return strides
-    if not symbolic_allowed:
-        raise UnsupportedGraphError(
-            "passes may change the strides of results, which are symbolic",
-            remedy="compile this graph without passes, or with fixed sizes",
-        )
-    return None
-
-
-def _strided(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    made = torch.empty_strided(
-        tuple(tensor.shape), strides, dtype=tensor.dtype, device=tensor.device
-    )
-    return made.copy_(tensor)
+    Raises:
+        UnsupportedGraphError: There are such results.
+    """
+    (results,) = computing.module.graph.output_node().args
+    assert isinstance(results, tuple), "made by computing_part"
+    for node, strides in zip(results, computing.strides, strict=True):
+        if strides is None and isinstance(node.meta.get("val"), torch.Tensor):
+            raise UnsupportedGraphError(
+                "passes may change the strides of results, which are symbolic",
+                remedy="compile this graph without passes, or with fixed sizes",
+            )

@@ -80,7 +80,7 @@ def _desugared(
             part.code = each
         return desugared.call
 
-    return Plan([part.graph_request for part in desugared.parts], join)
+    return Plan(desugared.requests, join)
 
 
 def _first_line(error: Exception) -> str:
