@@ -1,7 +1,8 @@
 """A graph of AOTAutograd in two pieces: what is sent, and what is only handed on.
 
-Some inputs are no tensors and no numbers: the device mesh of a DTensor, which AOTAutograd puts into
-the results so that its wrapper can build a DTensor from them. They are left out of what is sent.
+Some inputs are neither tensors nor numbers: the device mesh of a DTensor, the ragged size of a
+jagged tensor. AOTAutograd puts them into the results so that its wrapper can build such tensors
+from them. They are left out of what is sent.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import sympy
 import torch
 from torch.fx import Graph, GraphModule, Node
 
 from lazyfx.errors import UnsupportedGraphError
+from lazyfx.shared.native.torch_inductor import backed_values
 
 _Code = Callable[..., Any]
 
@@ -96,7 +99,7 @@ def computing_part(module: GraphModule) -> Computing:
         if users and _is_opaque(node.meta.get("val")):
             kind = _kind(node.meta["val"])
             raise UnsupportedGraphError(
-                f"an input is a {kind}, an object of this process, which {users[0].name!r} uses",
+                f"an input is a {kind}, which means something only here, and {users[0].name!r} uses it",
                 node=node.name,
                 remedy="use it outside of the compiled function",
             )
@@ -128,12 +131,24 @@ def computing_part(module: GraphModule) -> Computing:
 
 
 def _is_opaque(value: object) -> bool:
-    return value is not None and not isinstance(
-        value, (torch.Tensor, torch.SymInt, torch.SymFloat, torch.SymBool, bool, int, float)
-    )
+    if isinstance(value, torch.SymInt):
+        return _is_ragged(value)
+    plain = (torch.Tensor, torch.SymFloat, torch.SymBool, bool, int, float)
+    return value is not None and not isinstance(value, plain)
+
+
+def _is_ragged(size: torch.SymInt) -> bool:
+    """Whether it is the size of a jagged tensor that differs from row to row."""
+    symbol = getattr(size.node, "expr", None)
+    if symbol is None:
+        return True
+    hint = backed_values(size.node.shape_env).get(symbol)
+    return hint is not None and not isinstance(hint, (int, float, sympy.Number))
 
 
 def _kind(value: Any) -> str:
+    if isinstance(value, torch.SymInt):
+        return "size of a jagged tensor"
     return type(getattr(value, "real_obj", value)).__name__
 
 
