@@ -32,7 +32,7 @@ from conformance.remote.entries import every_name
 from conformance.remote.trying import BAD, WAYS, Counting, Finding
 from lazyfx.cli.local_server import local_server
 
-_CASES_A_PROCESS = 50
+_CASES_A_PROCESS = 150
 _PROGRESS = 50
 _LONGEST_REASON = 160
 

@@ -55,24 +55,37 @@ def desugar(module: GraphModule, inputs: Sequence[Any], options: BackendOptions)
         Exception: Whatever AOTAutograd raises.
     """
     parts: list[Part] = []
-    requests: list[GraphRequest] = []
-    sent = replace(options, inductor={**options.inductor, **_KEPT_STRIDES})
+    inputs_of: dict[Part, list[Any]] = {}
 
     def compile_part(traced: GraphModule, fakes: Sequence[Any]) -> Part:
-        computing = computing_part(traced)
-        if options.passes:
-            _refuse_symbolic_strides(computing)
-        part = Part(computing)
-        if not computing.is_empty:
-            given = [fakes[number] for number in computing.inputs]
-            with torch.no_grad(), torch_aot.without_autocast():
-                request = make_request(computing.module, given, sent)
-            request.digest()  # raises if the format does not support it
+        part = Part(computing_part(traced))
+        if not part.computing.is_empty:
             parts.append(part)
-            requests.append(request)
+            inputs_of[part] = [fakes[number] for number in part.computing.inputs]
         return part
 
-    return Desugared(_trace(module, inputs, options, compile_part), parts, requests)
+    call = _trace(module, inputs, options, compile_part)
+    # Not while torch traces, which changes settings on which an artifact depends.
+    requests = [_request(part.computing, inputs_of[part], options) for part in parts]
+    return Desugared(call, parts, requests)
+
+
+def _request(
+    computing: Computing, inputs: Sequence[Any], options: BackendOptions
+) -> GraphRequest:
+    """The request for the code of a graph of AOTAutograd.
+
+    Raises:
+        UnsupportedGraphError: It cannot be compiled elsewhere; names the node or input.
+        LazyfxError: See `make_request`.
+    """
+    if options.passes:
+        _refuse_symbolic_strides(computing)
+    sent = replace(options, inductor={**options.inductor, **_KEPT_STRIDES})
+    with torch.no_grad(), torch_aot.without_autocast():
+        request = make_request(computing.module, inputs, sent)
+    request.digest()  # raises if the format does not support it
+    return request
 
 
 def _trace(

@@ -5,8 +5,10 @@ Imports in functions: they take seconds, and most jobs need none of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
+from unittest import mock
 
 import torch
 from torch.fx import GraphModule
@@ -17,9 +19,8 @@ CompilePart: TypeAlias = Callable[[GraphModule, Sequence[Any]], Callable[[list[A
 """Takes a graph of AOTAutograd and its fake inputs; returns a function of a list of inputs."""
 
 # torch's cache would return code that was compiled here, and keep ours under the same key. Both
-# graphs are needed now. Whether a graph is retained for a second backward is not known yet.
+# graphs are needed now.
 _SETTINGS: Final[Mapping[str, Any]] = {
-    "donated_buffer": False,
     "enable_autograd_cache": False,
     "force_non_lazy_backward_lowering": True,
 }
@@ -42,13 +43,12 @@ def trace_as_inductor(
     Returns:
         A function of the graph's inputs.
     """
-    from torch._functorch import config
     from torch._inductor.compile_fx import compile_fx
 
     def inner(part: GraphModule, fakes: Sequence[Any], **_: Any) -> Any:
         return compile_part(part, fakes)
 
-    with config.patch(dict(_SETTINGS)):
+    with _tracing():
         traced: Any = compile_fx(
             module, list(inputs), inner_compile=inner, config_patches=dict(settings)
         )
@@ -69,7 +69,6 @@ def trace_as_eager(
         A function of the graph's inputs.
     """
     from torch._dynamo.backends.common import aot_autograd
-    from torch._functorch import config
     from torch._functorch.partitioners import default_partition
 
     backend = aot_autograd(
@@ -77,9 +76,26 @@ def trace_as_eager(
         partition_fn=default_partition,
         keep_inference_input_mutations=True,
     )
-    with config.patch(dict(_SETTINGS)):
+    with _tracing():
         traced: Callable[..., Any] = backend(module, list(inputs))
     return traced
+
+
+@contextmanager
+def _tracing() -> Iterator[None]:
+    """Make AOTAutograd trace for a compiler that is not here.
+
+    No saved tensors are donated to the backward: torch then refuses `retain_graph=True`, and it
+    decides only at the first backward whether that is needed, when the server has long compiled it.
+    """
+    from torch._functorch import config
+    from torch._functorch._aot_autograd import graph_compile
+
+    with (
+        config.patch(dict(_SETTINGS)),
+        mock.patch.object(graph_compile, "collect_bw_donated_buffer_idxs", lambda *_, **__: []),
+    ):
+        yield
 
 
 def without_autocast() -> Any:
