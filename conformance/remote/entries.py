@@ -35,7 +35,11 @@ def every_name() -> list[str]:
     import zoo
 
     names = [case.name for case in (*operators(), *modules())]
-    return [*names, *(f"export {name}" for name in _exports()), *(f"zoo {n}" for n in zoo.ARCHITECTURES)]
+    return [
+        *names,
+        *(f"export {name}" for name in _exports()),
+        *(f"zoo {n}" for n in zoo.ARCHITECTURES),
+    ]
 
 
 def entries(name: str, calls: int, *, train: bool) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""A backend that asks the server for every graph, and notes what would keep a native compile away."""
+"""A backend that asks the server for every graph, and notes what keeps graphs local."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 import lazyfx
 from lazyfx.backend import compile_graph
 from lazyfx.backend.options import BackendOptions
-from lazyfx.backend.plans import make_plan
+from lazyfx.backend.planning.plans import make_plan
 from lazyfx.backend.symbolic_floats import specialize_unsent
 from lazyfx.shared.native.torch_inductor import RestartAnalysis
 
@@ -35,6 +35,7 @@ class Probe:
     graphs: list[str] = field(default_factory=list)
 
     def __call__(self, module: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+        """Compile one graph of dynamo's."""
         reason = self._refusal(module, inputs) if self.compile == "eager" else ""
         options = {"address": self.address, "compile": self.compile, "on_error": "eager"}
         call = compile_graph(module, inputs, options=options)

@@ -130,7 +130,7 @@ def _step(entry: Entry, *, backend: Any = None, dynamic: bool = False) -> list[A
     function = own.function
     torch.manual_seed(0)
     if backend is not None:
-        torch._dynamo.reset()  # noqa: SLF001 - public in practice
+        torch._dynamo.reset()
         function = torch.compile(function, backend=backend, dynamic=dynamic or False)
     with filling_fresh_memory(), torch.set_grad_enabled(entry.train):
         results = function(*own.args, **own.kwargs)

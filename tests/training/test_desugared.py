@@ -12,7 +12,7 @@ from torch.fx import Graph, GraphModule
 from torch.testing._internal.two_tensor import TwoTensor
 
 import lazyfx
-from lazyfx.backend.parts import Part, computing_part
+from lazyfx.backend.planning.parts import Part, computing_part
 from lazyfx.errors import UnsupportedGraphError
 
 Compile = Callable[..., Callable[..., Any]]

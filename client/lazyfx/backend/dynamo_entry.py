@@ -15,9 +15,9 @@ from lazyfx.backend.agreement import DisagreementError, RankStatus, agree
 from lazyfx.backend.fallback_report import KernelCounts, Outcome, records
 from lazyfx.backend.local import compile_locally
 from lazyfx.backend.options import BackendOptions, read_options
+from lazyfx.backend.planning.plans import Plan, ask_for_all, make_plan
 from lazyfx.backend.progress_display import show_progress
 from lazyfx.backend.recording import record
-from lazyfx.backend.plans import Plan, ask_for_all, make_plan
 from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable, ask
 from lazyfx.backend.sessions import Session, session_for
 from lazyfx.backend.symbolic_floats import InitialFloats, specialize_inputs, specialize_unsent
@@ -25,7 +25,8 @@ from lazyfx.backend.waiting.swapping import DeferredGraph
 from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import RestartAnalysis
 
-_CACHE_ORDER: Final = ("", "hit", "joined", "miss")
+# From the least to the most work.
+_CACHE_STATUSES: Final = ("", "hit", "joined", "miss")
 
 # dynamo calls the backend again for each attempt at a frame; the values are kept per process.
 initial_floats: Final = InitialFloats()
@@ -229,8 +230,8 @@ def _fixed_inputs(
 
 
 def _worst_cache(answers: Sequence[GraphResult]) -> str:
-    """ "miss" if anything was compiled for this graph, then "joined", then "hit"."""
-    return max((answer.cache for answer in answers), key=_CACHE_ORDER.index, default="hit")
+    """The cache status of all: "miss" if anything was compiled, then "joined", then "hit"."""
+    return max((answer.cache for answer in answers), key=_CACHE_STATUSES.index, default="hit")
 
 
 def _request(session: Session, graph_request: GraphRequest, notice: Any = None) -> GraphResult:

@@ -16,9 +16,9 @@ from typing import Any, Final
 import torch
 from torch.fx import GraphModule
 
-from lazyfx.backend import torch_aot
 from lazyfx.backend.options import BackendOptions
-from lazyfx.backend.parts import Computing, Part, computing_part
+from lazyfx.backend.planning import torch_aot
+from lazyfx.backend.planning.parts import Computing, Part, computing_part
 from lazyfx.backend.remote import GraphRequest, Runnable, make_request
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import mode_settings
@@ -70,9 +70,7 @@ def desugar(module: GraphModule, inputs: Sequence[Any], options: BackendOptions)
     return Desugared(call, parts, requests)
 
 
-def _request(
-    computing: Computing, inputs: Sequence[Any], options: BackendOptions
-) -> GraphRequest:
+def _request(computing: Computing, inputs: Sequence[Any], options: BackendOptions) -> GraphRequest:
     """The request for the code of a graph of AOTAutograd.
 
     Raises:

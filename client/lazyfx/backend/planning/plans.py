@@ -14,7 +14,6 @@ from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable, make_requ
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import RestartAnalysis
 
-
 _LONGEST_REASON: Final = 300
 
 
@@ -63,7 +62,7 @@ def _desugared(
         UnsupportedGraphError: There is no other way; also says why the graph itself is not sent.
     """
     # It imports Inductor, which most jobs need not.
-    from lazyfx.backend.desugaring import desugar
+    from lazyfx.backend.planning.desugaring import desugar
 
     try:
         desugared = desugar(module, inputs, options)

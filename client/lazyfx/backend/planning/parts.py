@@ -99,7 +99,8 @@ def computing_part(module: GraphModule) -> Computing:
         if users and _is_opaque(node.meta.get("val")):
             kind = _kind(node.meta["val"])
             raise UnsupportedGraphError(
-                f"an input is a {kind}, which means something only here, and {users[0].name!r} uses it",
+                f"an input is a {kind}, which means something only in this process, and "
+                f"{users[0].name!r} uses it",
                 node=node.name,
                 remedy="use it outside of the compiled function",
             )
@@ -123,9 +124,7 @@ def computing_part(module: GraphModule) -> Computing:
             for place, each in enumerate(whole)
             if isinstance(each, Node) and each in numbers
         },
-        constants={
-            place: each for place, each in enumerate(whole) if not isinstance(each, Node)
-        },
+        constants={place: each for place, each in enumerate(whole) if not isinstance(each, Node)},
         strides=tuple(_strides(node.meta.get("val")) for node in places),
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeAlias
-from unittest import mock
 
 import torch
 from torch.fx import GraphModule
@@ -91,11 +90,17 @@ def _tracing() -> Iterator[None]:
     from torch._functorch import config
     from torch._functorch._aot_autograd import graph_compile
 
-    with (
-        config.patch(dict(_SETTINGS)),
-        mock.patch.object(graph_compile, "collect_bw_donated_buffer_idxs", lambda *_, **__: []),
-    ):
-        yield
+    collect = graph_compile.collect_bw_donated_buffer_idxs
+    graph_compile.collect_bw_donated_buffer_idxs = _none
+    try:
+        with config.patch(dict(_SETTINGS)):
+            yield
+    finally:
+        graph_compile.collect_bw_donated_buffer_idxs = collect
+
+
+def _none(*_: Any, **__: Any) -> list[int]:
+    return []
 
 
 def without_autocast() -> Any:
