@@ -199,7 +199,7 @@ async def many_hits(servers: Servers, hits: int, say: Callable[[str], None]) -> 
 
 
 async def many_graphs(servers: Servers, graphs: int, say: Callable[[str], None]) -> None:
-    """As `many_hits`, for requests that all miss: what the server remembers of graphs is bounded."""
+    """As `many_hits`, for misses: what the server remembers of graphs is bounded."""
     requests = Requests()
     async with grpc.aio.insecure_channel(servers.lazyfx, options=_OPTIONS) as channel:
         call: Any = channel.unary_unary(COMPILE)
