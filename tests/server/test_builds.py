@@ -84,6 +84,8 @@ def test_the_usual_header_is_made_before_anybody_asks(
         assert len(made) == 2
 
     asyncio.run(scenario())
+
+
 KILLED = {
     "the compiler": "kill -9 $$",
     "what it starts": "echo 'g++: fatal error: Killed signal terminated program cc1plus'; exit 1",
