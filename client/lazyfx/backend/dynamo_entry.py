@@ -21,6 +21,7 @@ from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable, ask, make
 from lazyfx.backend.sessions import Session, session_for
 from lazyfx.backend.symbolic_floats import InitialFloats, specialize_inputs, specialize_unsent
 from lazyfx.backend.waiting.swapping import DeferredGraph
+from lazyfx.backend.warm_start.early_start import start_early
 from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import RestartAnalysis
 
@@ -59,6 +60,9 @@ def compile_graph(
     return _Graph(module, example_inputs, chosen).compile()
 
 
+start_early(compile_graph)
+
+
 @dataclass
 class _Graph:
     """The compile of one graph."""
@@ -72,6 +76,7 @@ class _Graph:
     kernels: KernelCounts | None = None
     recorded: str = ""
     compiled: bool = False
+    prefetched: bool = False
 
     def compile(self) -> Runnable:
         """Ask the server, agree with the other ranks, and fall back if necessary.
@@ -99,7 +104,7 @@ class _Graph:
                 answer.enforce()
                 call, cache = answer.open(), answer.cache
                 self.kernels = answer.kernels
-                self.compiled = answer.compiled
+                self.compiled, self.prefetched = answer.compiled, answer.prefetched
         except Exception as problem:  # noqa: BLE001 - a job never ends because of its compiler's cache
             error = problem
         if self.options.agreement == "all":
@@ -151,7 +156,7 @@ class _Graph:
     def _deferred(self, session: Session, graph_request: GraphRequest) -> Runnable:
         def swapped(answer: GraphResult) -> None:
             self.digest, self.kernels = answer.digest, answer.kernels
-            self.compiled = answer.compiled
+            self.compiled, self.prefetched = answer.compiled, answer.prefetched
             self._record("remote", cache=answer.cache)
 
         def failed(error: Exception) -> None:
@@ -184,6 +189,7 @@ class _Graph:
             divergence=self.divergence,
             kernels=self.kernels,
             compiled=self.compiled,
+            prefetched=self.prefetched,
             recorded=self.recorded,
         )
 

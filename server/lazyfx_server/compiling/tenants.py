@@ -51,6 +51,10 @@ class Tenant:
         """Store key of the tenant's request with this token."""
         return f"requests/{_opaque_key(self.tag, b'request', token)}"
 
+    def job(self, digest: bytes) -> str:
+        """Store key of what the tenant's job with this digest asked for."""
+        return f"jobs/{_opaque_key(self.tag, b'job', digest)}"
+
     def seal(self, place: str, record: bytes) -> bytes:
         """A record to store under `place`, with a MAC that only this server can compute."""
         return self._mac(place, record) + record
