@@ -105,9 +105,8 @@ def _check_remembered(request: pb.RememberJobRequest) -> None:
         try:
             check_request(native)
         except NamedValueError as error:
-            raise InvalidRequestError.of_field(
-                f"natives[{i}].{error.field}", error.reason
-            ) from error
+            field = f"natives[{i}]{error.field.removeprefix('native')}"
+            raise InvalidRequestError.of_field(field, error.reason) from error
     for i, artifact in enumerate(request.artifacts):
         _check_artifact(artifact, f"artifacts[{i}]", len(request.natives))
 
@@ -118,14 +117,14 @@ def _check_artifact(artifact: pb.RememberedArtifact, field: str, natives: int) -
         raise InvalidRequestError.of_field(
             f"{field}.compile", f"is longer than {MAX_COMPILE_BYTES} bytes; leave it out"
         )
+    if len(asked.graph_digest.sha256) != KEY_BYTES:
+        raise InvalidRequestError.of_field(
+            f"{field}.compile.graph_digest.sha256", f"must have {KEY_BYTES} bytes"
+        )
     if asked != remembered_compile(asked):
         raise InvalidRequestError.of_field(
             f"{field}.compile",
             "may only have graph_digest, passes, eager and verify; leave every other field unset",
-        )
-    if len(asked.graph_digest.sha256) != KEY_BYTES:
-        raise InvalidRequestError.of_field(
-            f"{field}.compile.graph_digest.sha256", f"must have {KEY_BYTES} bytes"
         )
     if artifact.native >= natives:
         raise InvalidRequestError.of_field(
