@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 from lazyfx.shared.native.prefetch_keys import prefetch_key
 from lazyfx.v1 import compiler_pb2 as pb
@@ -13,6 +15,9 @@ from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.prefetching.job_memory import JobMemory
 from lazyfx_server.compiling.tenants import Tenant
 from lazyfx_server.errors import RequestError
+
+# How many are looked up at a time: each asks the store a few times.
+_LOOKUPS: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,30 +58,33 @@ class Prefetching:
         remembered = await self.memory.recall(request.jobs, tenant)
         if remembered is None:
             return ()
-        found: dict[bytes, KnownArtifact] = {}
+        wanted = {}
         for artifact in remembered.artifacts:
             native = remembered.natives[artifact.native]
-            key = prefetch_key(artifact.compile, native)
-            if key in found:
-                continue
-            try:
-                resolved = await self._find(artifact.compile, native, tenant)
-            except RequestError:  # it was allowed when it was remembered
-                continue
-            if resolved is not None:
-                found[key] = KnownArtifact(key, resolved)
-        return tuple(found.values())
+            wanted[prefetch_key(artifact.compile, native)] = artifact.compile, native
+        turn = asyncio.Semaphore(_LOOKUPS)
+        looked_up = (self._find(*one, tenant, turn) for one in wanted.values())
+        found = zip(wanted, await asyncio.gather(*looked_up), strict=True)
+        return tuple(KnownArtifact(key, made) for key, made in found if made is not None)
 
     async def _find(
-        self, asked: pb.CompileRequest, native: pb.NativeRequest, tenant: Tenant
+        self,
+        asked: pb.CompileRequest,
+        native: pb.NativeRequest,
+        tenant: Tenant,
+        turn: asyncio.Semaphore,
     ) -> ResolvedArtifact | None:
-        module = await self._compiler.find(asked, tenant)
-        if module is None:
+        try:
+            async with turn:
+                module = await self._compiler.find(asked, tenant)
+                if module is None:
+                    return None
+                wanted = pb.GetArtifactRequest(
+                    module_key=module.key, kind=pb.ARTIFACT_KIND_INDUCTOR, native=native
+                )
+                return await self._artifacts.find(wanted, module)
+        except RequestError:  # it was allowed when it was remembered
             return None
-        wanted = pb.GetArtifactRequest(
-            module_key=module.key, kind=pb.ARTIFACT_KIND_INDUCTOR, native=native
-        )
-        return await self._artifacts.find(wanted, module)
 
     async def read(
         self, planned: Sequence[KnownArtifact], *, max_bytes: int, without_libraries: bool
