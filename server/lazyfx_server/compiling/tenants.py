@@ -87,6 +87,10 @@ class Tenant:
         """Store key of the tenant's request with this token."""
         return f"requests/{_opaque_key(self.tag, b'request', token)}"
 
+    def job(self, digest: bytes) -> str:
+        """Store key of what the tenant's job with this digest asked for."""
+        return f"jobs/{_opaque_key(self.tag, b'job', digest)}"
+
 
 # Hits look up the same names repeatedly. The cache reveals nothing across tenants, because the tag
 # is part of its key.
