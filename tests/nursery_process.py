@@ -37,7 +37,7 @@ _IMPORTED = {
     "torch": ("torch",),
     "inductor": ("torch._inductor.compile_fx", "torch._inductor.standalone_compile"),
     "server": _SERVER,
-    "native_server": (*_SERVER, "lazyfx_server.jobs.native.inductor_preload"),
+    "native_server": (*_SERVER, "lazyfx_server.jobs.native.ahead.prepared_inductor"),
 }
 # As a server sets them before it imports anything, or else Inductor would start processes.
 _VARIABLES = {

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from harness import wait_until
 from inline_executor import InlineExecutor
 
 from lazyfx_server.compiling.dispatch.builds import Builds
@@ -56,6 +57,33 @@ def test_a_header_is_precompiled_once_there_is_room_for_it(tmp_path: Path) -> No
     first, second = asyncio.run(scenario())
     assert first == b""
     assert second.endswith(b"header.h")
+
+
+def test_the_usual_header_is_made_before_anybody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lazyfx_server.compiling.dispatch.builds._SECONDS_TO_PREPARATION", 0.0)
+    made: list[int] = []
+
+    def noting(job: bytes) -> bytes:
+        made.append(worker.BuildJob.FromString(job).request.kind)
+        return header_of(job)
+
+    async def scenario() -> None:
+        executor, area = InlineExecutor(noting), WorkArea(tmp_path / "area")
+        builds = Builds(executor, COMPILER, 60.0, area, Observers())
+        natives = NativeExecutor(executor, executor, builds, area, None)
+        await natives.start()
+        natives.prepare(REQUEST)
+        await asyncio.wait_for(asyncio.to_thread(wait_until, lambda: made, "it is made"), 20)
+        answer = (await builds.build(REQUEST, [], builds.session())).result
+        assert answer.output.endswith(b"header.h")
+        assert made == [worker.BUILD_KIND_HEADER, worker.BUILD_KIND_OBJECT]
+        natives.prepare(worker.BuildRequest(kind=worker.BUILD_KIND_OBJECT, flags=["-evil"]))
+        await natives.close()
+        assert len(made) == 2
+
+    asyncio.run(scenario())
 
 
 KILLED = {

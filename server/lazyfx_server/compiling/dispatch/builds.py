@@ -9,6 +9,7 @@ from. What has been built before is not built again (`compiling.kernels`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -23,7 +24,13 @@ from google.protobuf.message import DecodeError
 from lazyfx_server.compiling.dispatch.build_sessions import BuildSession
 from lazyfx_server.compiling.dispatch.precompiled_headers import PrecompiledHeaders
 from lazyfx_server.compiling.kernels.build_slots import BuildSlots
-from lazyfx_server.compiling.kernels.kernel_flights import Compile, KernelFlights, Provided, Turn
+from lazyfx_server.compiling.kernels.kernel_flights import (
+    Compile,
+    Elsewhere,
+    KernelFlights,
+    Provided,
+    Turn,
+)
 from lazyfx_server.execution import (
     CallRefused,
     ExecutionError,
@@ -47,6 +54,9 @@ _log = logging.getLogger(__name__)
 _SHARED_KINDS: Final = frozenset(
     (worker.BUILD_KIND_OBJECT, worker.BUILD_KIND_LIBRARY, worker.BUILD_KIND_LINK)
 )
+
+# A server that was only started to say something does not live so long.
+_SECONDS_TO_PREPARATION: Final = 3.0
 
 
 class Builds:
@@ -85,14 +95,25 @@ class Builds:
         self._toolchain: asyncio.Future[Toolchain | None] | None = None
         self._why_unshared = ""
 
-    def session(self, scope: bytes | None = None) -> BuildSession:
+    def session(
+        self, scope: bytes | None = None, elsewhere: Elsewhere | None = None
+    ) -> BuildSession:
         """A session that answers the calls of one native job.
 
         Args:
             scope: Whose kernels it uses and adds to: empty for those of all tenants, or the tag of
                 one. None for none but its own.
+            elsewhere: More kernels of this scope.
         """
-        return BuildSession(self.build, scope)
+        return BuildSession(self.build, scope, elsewhere)
+
+    async def prepare(self, request: worker.BuildRequest) -> None:
+        """Precompile the header of a build, unless the server ends soon or a job is earlier."""
+        with contextlib.suppress(RequestRefused):
+            check_build_request(request)
+            await asyncio.sleep(_SECONDS_TO_PREPARATION)
+            async with self._headers.use(request, self):
+                pass
 
     async def build(
         self, request: worker.BuildRequest, objects: list[bytes], session: BuildSession
@@ -116,7 +137,9 @@ class Builds:
             assert self._kernels is not None, "has a toolchain"
             assert session.scope is not None, "has a toolchain"
             may_keep = partial(self._may_keep, toolchain, session)
-            provided = await self._kernels.provide(key, session.scope, turn, may_keep)
+            provided = await self._kernels.provide(
+                key, session.scope, turn, may_keep, session.elsewhere
+            )
         provided.result.key = key
         return provided
 

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from cachetools import TTLCache
 
-from lazyfx_server.execution import CallRefused
+from lazyfx_server.execution import CallRefused, ExecutorClosed
 from lazyfx_server.execution.owned_folder import remove
 from lazyfx_server.jobs.native.toolchain.build_job import HEADER
 from lazyfx_server.jobs.native.toolchain.build_keys import header_key
@@ -144,6 +144,8 @@ class PrecompiledHeaders:
         except (CallRefused, OSError) as failure:
             # Its worker was killed, or the disk is full: the next attempt may succeed.
             failed = str(failure)
+            if isinstance(failure.__cause__, ExecutorClosed):
+                return ""
         if not failed:
             return str(folder / HEADER)
         _log.warning("cannot precompile a header: %s", failed)

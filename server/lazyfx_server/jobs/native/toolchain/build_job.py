@@ -107,7 +107,8 @@ def _written(path: Path, data: bytes) -> str:
 
 def _command(job: worker.BuildJob, compiler: Compiler, inputs: list[str]) -> list[str]:
     request = job.request
-    command = [compiler.path]
+    # torch's headers give 200 KB of warnings for each kernel, which take time and tell nobody.
+    command = [compiler.path, "-w"]
     if request.kind == worker.BUILD_KIND_HEADER:
         return [
             *command, "-x", "c++-header", *inputs, *request.flags,
