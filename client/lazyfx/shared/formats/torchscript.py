@@ -118,9 +118,10 @@ def _refuse_dtype_for_size(node: Node) -> None:
     """Refuse `x.view(torch.int8)`, which TorchScript takes for `x.view(1)`: dtypes are integers."""
     if not node.op.startswith("call_"):
         return
-    name = str(node.target.overloadpacket if isinstance(node.target, OpOverload) else node.target)
+    target = node.target.overloadpacket if isinstance(node.target, OpOverload) else node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
     given = (*node.args, *node.kwargs.values())
-    if name.rpartition(".")[2] in DTYPE_OR_SIZE and any(isinstance(v, torch.dtype) for v in given):
+    if name in DTYPE_OR_SIZE and any(isinstance(v, torch.dtype) for v in given):
         raise UnsupportedGraphError(
             "TorchScript cannot view a tensor as another dtype",
             node=node.name,
