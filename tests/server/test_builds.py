@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,9 @@ from inline_executor import InlineExecutor
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.native_executor import NativeExecutor
 from lazyfx_server.compiling.dispatch.precompiled_headers import PrecompiledHeaders
+from lazyfx_server.execution import CallRefused, ProcessExecutor, start_forkserver
+from lazyfx_server.jobs.native.confinement import Confinement
+from lazyfx_server.jobs.native.toolchain.build_job import run_compile_job
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
 from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.telemetry import Observers
@@ -78,6 +84,48 @@ def test_the_usual_header_is_made_before_anybody_asks(
         assert len(made) == 2
 
     asyncio.run(scenario())
+
+
+KILLED = {
+    "the compiler": "kill -9 $$",
+    "what it starts": "echo 'g++: fatal error: Killed signal terminated program cc1plus'; exit 1",
+    "the worker": "kill -9 $PPID; sleep 60",
+}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("killed", KILLED)
+def test_a_compile_that_is_killed_is_tried_once_more(tmp_path: Path, killed: str) -> None:
+    compiler, marks = tmp_path / "compiler", tmp_path / "mark"
+    compiler.write_text(
+        f"#!/bin/sh\necho >> {marks}\n"
+        f"if [ $(wc -l < {marks}) -le $(cat {tmp_path}/kills) ]; then {KILLED[killed]}; fi\n"
+        'exec g++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    job = partial(run_compile_job, replace(COMPILER, path=str(compiler)), Confinement(None))
+    request = worker.BuildRequest(kind=worker.BUILD_KIND_OBJECT, source=b"int x;")
+
+    async def scenario() -> list[worker.BuildResult]:
+        executor = ProcessExecutor(job, processes=start_forkserver(), workers=1, max_jobs=1)
+        await executor.start()
+        area = WorkArea(tmp_path / "area")
+        builds = Builds(executor, COMPILER, 60.0, area, Observers())
+        try:
+            (tmp_path / "kills").write_text("1")
+            made = (await builds.build(request, [], builds.session())).result
+            (tmp_path / "kills").write_text("9")
+            with pytest.raises(CallRefused, match="did not finish"):
+                await builds.build(request, [], builds.session())
+            assert [*(area.root / "builds").iterdir()] == []
+        finally:
+            await executor.close()
+            area.close()
+        return [made]
+
+    (made,) = asyncio.run(scenario())
+    assert made.output.startswith(b"\x7fELF")
+    assert len(marks.read_text()) == 4
 
 
 def test_flags_that_come_and_go_do_not_turn_precompiled_headers_off(tmp_path: Path) -> None:

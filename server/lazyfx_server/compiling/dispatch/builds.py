@@ -31,12 +31,20 @@ from lazyfx_server.compiling.kernels.kernel_flights import (
     Provided,
     Turn,
 )
-from lazyfx_server.execution import CallRefused, ExecutionError, Executor
+from lazyfx_server.execution import (
+    CallRefused,
+    ExecutionError,
+    Executor,
+    NoWorker,
+    WorkerCrashed,
+    WorkerFailed,
+)
+from lazyfx_server.execution.owned_folder import remove
 from lazyfx_server.jobs.native.toolchain.build_keys import library_key
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
 from lazyfx_server.jobs.native.toolchain.flags import RequestRefused, check_build_request
 from lazyfx_server.jobs.native.toolchain.toolchain_digest import Toolchain, read_toolchain
-from lazyfx_server.jobs.native.work_area import WorkArea, remove
+from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.telemetry import KernelSource, Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -200,9 +208,21 @@ class Builds:
         return CallRefused(reason)
 
     async def _run(self, job: worker.BuildJob, folder: Path) -> worker.BuildResult:
+        """Run a compile, and once more if it was killed: not for its source, in most cases.
+
+        Raises:
+            CallRefused: It did not finish.
+        """
         job.folder = str(folder)
+        data = job.SerializeToString()
         try:
-            answer = await self._executor.run(job.SerializeToString(), timeout=self._timeout)
+            try:
+                answer = await self._executor.run(data, timeout=self._timeout)
+            except NoWorker:
+                raise
+            except (WorkerCrashed, WorkerFailed) as error:
+                _log.warning("a C++ compile is tried again: %s", error)
+                answer = await self._executor.run(data, timeout=self._timeout)
             return worker.BuildResult.FromString(answer)
         except ExecutionError as error:
             raise CallRefused(f"the compiler did not finish: {error}") from error

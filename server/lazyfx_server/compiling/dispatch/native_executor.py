@@ -19,8 +19,9 @@ from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.kernels.server_kernels import ServerKernels
 from lazyfx_server.execution import Executor, JobBytes, OnCall
 from lazyfx_server.execution.executor import parts_of
+from lazyfx_server.execution.owned_folder import remove
 from lazyfx_server.jobs.native.progress import progress_of, read_progress
-from lazyfx_server.jobs.native.work_area import WorkArea, remove
+from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.v1 import worker_pb2 as worker
 
 

@@ -18,9 +18,10 @@ from weakref import WeakKeyDictionary
 from cachetools import TTLCache
 
 from lazyfx_server.execution import CallRefused, ExecutorClosed
+from lazyfx_server.execution.owned_folder import remove
 from lazyfx_server.jobs.native.toolchain.build_job import HEADER
 from lazyfx_server.jobs.native.toolchain.build_keys import header_key
-from lazyfx_server.jobs.native.work_area import WorkArea, remove
+from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
