@@ -55,19 +55,19 @@ def desugar(module: GraphModule, inputs: Sequence[Any], options: BackendOptions)
         Exception: Whatever AOTAutograd raises.
     """
     parts: list[Part] = []
-    inputs_of: dict[Part, list[Any]] = {}
+    traced: list[tuple[Computing, list[Any]]] = []
 
-    def compile_part(traced: GraphModule, fakes: Sequence[Any]) -> Part:
-        part = Part(computing_part(traced))
-        if not part.computing.is_empty:
+    def compile_part(graph: GraphModule, fakes: Sequence[Any]) -> Part:
+        computing = computing_part(graph)
+        part = Part(computing)
+        if not computing.is_empty:
             parts.append(part)
-            inputs_of[part] = [fakes[number] for number in part.computing.inputs]
+            traced.append((computing, [fakes[number] for number in computing.inputs]))
         return part
 
     call = _trace(module, inputs, options, compile_part)
     # Not while torch traces, which changes settings on which an artifact depends.
-    requests = [_request(part.computing, inputs_of[part], options) for part in parts]
-    return Desugared(call, parts, requests)
+    return Desugared(call, parts, [_request(*each, options) for each in traced])
 
 
 def _request(computing: Computing, inputs: Sequence[Any], options: BackendOptions) -> GraphRequest:
