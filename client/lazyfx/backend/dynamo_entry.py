@@ -22,6 +22,7 @@ from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable, ask
 from lazyfx.backend.sessions import Session, session_for
 from lazyfx.backend.symbolic_floats import InitialFloats, specialize_inputs, specialize_unsent
 from lazyfx.backend.waiting.swapping import DeferredGraph
+from lazyfx.backend.warm_start.early_start import start_early
 from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import RestartAnalysis
 
@@ -63,6 +64,9 @@ def compile_graph(
     return _Graph(module, example_inputs, chosen).compile()
 
 
+start_early(compile_graph)
+
+
 @dataclass
 class _Graph:
     """The compile of one graph."""
@@ -76,6 +80,7 @@ class _Graph:
     kernels: KernelCounts | None = None
     recorded: str = ""
     compiled: bool = False
+    prefetched: bool = False
 
     def compile(self) -> Runnable:
         """Ask the server, agree with the other ranks, and fall back if necessary.
@@ -133,6 +138,7 @@ class _Graph:
                 sum(each.known for each in built), sum(each.compiled for each in built)
             )
         self.compiled = any(answer.compiled for answer in answers)
+        self.prefetched = bool(answers) and all(answer.prefetched for answer in answers)
         return plan.join(code)
 
     def _agreed(self, error: Exception | None) -> Exception | None:
@@ -171,7 +177,7 @@ class _Graph:
     def _deferred(self, session: Session, graph_request: GraphRequest) -> Runnable:
         def swapped(answer: GraphResult) -> None:
             self.digest, self.kernels = answer.digest, answer.kernels
-            self.compiled = answer.compiled
+            self.compiled, self.prefetched = answer.compiled, answer.prefetched
             self._record("remote", cache=answer.cache)
 
         def failed(error: Exception) -> None:
@@ -204,6 +210,7 @@ class _Graph:
             divergence=self.divergence,
             kernels=self.kernels,
             compiled=self.compiled,
+            prefetched=self.prefetched,
             recorded=self.recorded,
         )
 

@@ -32,7 +32,7 @@ from lazyfx_server.jobs.native.torch_stand_in_groups import register_stand_ins
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _Maker = Callable[
-    [GraphModule, list[Any], FakeTensorMode, dict[str, Any], Progress],
+    [GraphModule, list[Any], FakeTensorMode, dict[str, Any]],
     "pb.NativeBundle | pb.AotPackage",
 ]
 _MAKERS: Final[dict[int, _Maker]] = {
@@ -58,8 +58,11 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     mode = fresh_fake_mode()
     inputs = fake_inputs(module, mode)
     recall_items(module)
+    # Of a bundle, the server counts the kernels one by one; a package is compiled in one piece.
+    if job.kind == pb.ARTIFACT_KIND_AOT_INDUCTOR:
+        progress.stage("compiling")
     with apply_request(job.request), checked_sources():
-        made = _MAKERS[job.kind](module, inputs, mode, host_settings(job), progress)
+        made = _MAKERS[job.kind](module, inputs, mode, host_settings(job))
     progress.stage("packing")
     made.target.CopyFrom(build_target(job))
     made.conditions = conditions_digest(job.request)
