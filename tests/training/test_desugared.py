@@ -115,7 +115,8 @@ def test_results_and_gradients_are_those_of_eager_torch(server: Any, case: Any) 
     torch.testing.assert_close(found, results_of(case), rtol=0, atol=0)
 
 
-@pytest.mark.long
+# A tensor parallel job (test_ranks.py) is compiled natively in every run of CI.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("case", [two_tensors, overlapping_inputs, jagged])
 def test_native_code_is_that_of_inductor_here(native_server: Any, case: Any) -> None:
