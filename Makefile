@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance remote-share saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -103,6 +103,9 @@ saved-formats: $(STAMP) ## Save graphs of the zoo and of torch's databases, call
 
 conformance: $(STAMP) ## Send torch's databases of operators and modules through a server (30 min); ARGS="'op linalg*' --calls 3"
 	$(BIN)/python -m conformance $(ARGS)
+
+remote-share: $(STAMP) ## Count the graphs of torch's databases and the zoo that go remote, others by reason (2 h); ARGS="'op *' --every 6"
+	$(BIN)/python -m conformance.remote $(ARGS)
 
 # Not in .venv itself, because transformers imports torchao if it finds it.
 torchao: $(STAMP) ## Install torchao next to .venv, and run the tests that need it
