@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import nursery
+import shared_headers
 from harness import metrics, total
 
 # As many bytes as a pipe holds.
@@ -78,7 +79,7 @@ class CountedCompilers:
             f'case "$*" in *" -o "*) read -r token < {pipe};; esac\n'
             # What may be read is what the compiler says it reads, so also the pipe.
             f'case "$*" in -print-search-dirs) echo "programs: ={folder}";; esac\n'
-            f'exec {shutil.which("g++")} "$@"\n'
+            f'exec {shared_headers.compiler() or shutil.which("g++")} "$@"\n'
         )
         tool.chmod(0o755)
         self.environment = {"CXX": str(tool)}
