@@ -72,6 +72,7 @@ def start_server(
         kind = kind or ("native_server" if "--native" in flags else "server")
         if kind == "native_server" and (compiler := shared_headers.compiler()):
             variables.setdefault("CXX", compiler)
+            shared_headers.collect()
         process = nursery.start(kind, arguments, env=variables, stdout=None)
     log: list[str] = []
     ready = threading.Event()

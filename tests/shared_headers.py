@@ -18,14 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-_VARIABLE: Final = "LAZYFX_TEST_COMPILER"
+_VARIABLE: Final = "LAZYFX_TEST_HEADERS"
 
 _PROGRAM: Final = """#!/bin/sh
+{before}
 case "$*" in
 # What the compiler says it reads may be read in its sandbox, and so the headers.
--print-search-dirs) echo "programs: ={folder}" ;;
+-print-search-dirs) echo "programs: ={readable}" ;;
 *"-x c++-header"*)
-    for known in {folder}/*/arguments; do
+    for known in {headers}/*/arguments; do
         if [ -f "$known" ] && read -r line <"$known" && [ "$line" = "$*" ]; then
             echo "${{known%arguments}}header.h" >shared
             exit 0
@@ -53,32 +54,45 @@ exec {compiler} "$@"
 @contextlib.contextmanager
 def shared_headers() -> Iterator[None]:
     """Shared by everything that a test run starts."""
-    compiler = shutil.which("g++")
-    if compiler is None:
+    if shutil.which("g++") is None:
         yield
         return
-    # Confined compilers may run as another user.
     with tempfile.TemporaryDirectory(prefix="lazyfx-headers-") as name:
         folder = Path(name)
-        folder.chmod(0o755)
-        tool = folder / "g++"
-        tool.write_text(_PROGRAM.format(folder=folder, compiler=compiler))
-        tool.chmod(0o755)
-        os.environ[_VARIABLE] = str(tool)
+        os.environ[_VARIABLE] = name
+        write_compiler(folder)
         yield
         del os.environ[_VARIABLE]
 
 
-def compiler() -> str | None:
-    """The compiler of the test run, which knows all headers that have been made; None if none."""
-    tool = os.environ.get(_VARIABLE, "")
-    if not tool:
-        return None
-    base = Path(tempfile.gettempdir()) / f"lazyfx-native-{os.geteuid()}"
-    for arguments in base.glob("server-*/headers/*/arguments"):
-        with contextlib.suppress(OSError):  # its server has ended
-            _collect(arguments, Path(tool).parent)
+def write_compiler(folder: Path, before: str = "") -> Path:
+    """Write the compiler to a folder; `before` is what it does first, in its sandbox."""
+    headers = os.environ.get(_VARIABLE, str(folder))
+    readable = ":".join(dict.fromkeys((str(folder), headers)))
+    compiler = shutil.which("g++")
+    tool = folder / "g++"
+    tool.write_text(
+        _PROGRAM.format(before=before, readable=readable, headers=headers, compiler=compiler)
+    )
+    # Confined compilers may run as another user.
+    folder.chmod(0o755)
+    tool.chmod(0o755)
     return tool
+
+
+def compiler() -> str | None:
+    """The compiler of the test run; None if there is no g++."""
+    folder = os.environ.get(_VARIABLE)
+    return str(Path(folder, "g++")) if folder else None
+
+
+def collect() -> None:
+    """Take over the headers that servers have made so far."""
+    base = Path(tempfile.gettempdir()) / f"lazyfx-native-{os.geteuid()}"
+    if folder := os.environ.get(_VARIABLE):
+        for arguments in base.glob("server-*/headers/*/arguments"):
+            with contextlib.suppress(OSError):  # its server has ended
+                _collect(arguments, Path(folder))
 
 
 def _collect(arguments: Path, folder: Path) -> None:
