@@ -59,6 +59,7 @@ class Bench:
 
     def __init__(self, folder: Path, model: str, layers: int) -> None:
         self.folder = folder
+        self.model = model
         self._job = {"model": model, "layers": layers}
         self._runs = 0
 

@@ -53,6 +53,7 @@ class GraphReport:
         kernels: What the server compiled; None if it had the artifact, or built none.
         compiled: The server compiled it while this process waited.
         recorded: With the option `record`: the name of the file that it was recorded in.
+        prefetched: The server sent it before it was asked for, as this job had asked for it before.
     """
 
     number: int
@@ -66,6 +67,7 @@ class GraphReport:
     kernels: KernelCounts | None = None
     compiled: bool = False
     recorded: str = ""
+    prefetched: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ class BackendReport:
             lines.append(f"  {_NOTHING_CAPTURED}")
         for graph in self.graphs:
             line = f"  {graph.number}: {graph.nodes} nodes, {graph.outcome}"
-            line += f" ({graph.cache})" if graph.cache else ""
+            words = [word for word in (graph.cache, "prefetched" * graph.prefetched) if word]
+            line += f" ({', '.join(words)})" if words else ""
             line += f", {graph.seconds:.2f} s"
             line += f", {graph.kernels}" if graph.kernels is not None else ""
             line += f": {graph.reason}" if graph.reason else ""
@@ -133,6 +136,7 @@ class _Records:
         kernels: KernelCounts | None = None,
         compiled: bool = False,
         recorded: str = "",
+        prefetched: bool = False,
     ) -> None:
         with self._lock:
             self._graphs.append(
@@ -148,6 +152,7 @@ class _Records:
                     kernels=kernels,
                     compiled=compiled,
                     recorded=recorded,
+                    prefetched=prefetched,
                 )
             )
 

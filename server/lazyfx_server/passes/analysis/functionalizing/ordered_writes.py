@@ -10,22 +10,32 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations, product
 
 from torch import Tensor
 from torch.fx import Graph, Node
 
 from lazyfx_server.passes.analysis.attribute_memory import memories_in, memory_of
+from lazyfx_server.passes.analysis.called_operators import operator_name
 from lazyfx_server.passes.analysis.effects import effects_of
 from lazyfx_server.passes.analysis.functionalizing.torch_functional_tensors import (
     current_value,
     has_other_sizes,
     set_value,
 )
+from lazyfx_server.passes.analysis.operator_facts import words
 from lazyfx_server.passes.analysis.walk import attribute_at, target_name
+
+# Operators that write statistics, which have memory of their own.
+_STATISTICS = words("batch_norm instance_norm fake_quant")
 
 
 class ChangedSizesError(Exception):
     """A call changes the sizes of an input or an attribute, which no `copy_` can do."""
+
+
+class WrittenTogetherError(Exception):
+    """A call writes two tensors that may share memory, in an order that only its kernel knows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,27 +110,44 @@ class OrderedWrites:
             reached = self._reached(aliases)
             if node.op == "get_attr":
                 reached |= set(memories_in(attribute_at(self._owner, str(node.target))))
-            self._reaches[node] = reached
+            self._reaches[node] = reached or frozenset((node,))
         if node.op.startswith("call_"):
             self.note_writes(node)
 
     def note_writes(self, node: Node) -> None:
-        """Notes that a call may have written what its effects say."""
+        """Notes that a call may have written what its effects say.
+
+        Raises:
+            WrittenTogetherError: Two of the tensors that it writes may share memory.
+        """
         effects = effects_of(node)
         if effects.pure:
             return
         written = self._uses(node) if node.op == "call_module" else self._reached(effects.writes)
+        self._check_apart(node)
         for given in self._given:
             if given.memory in written and given not in self._pending:
                 self._pending.append(given)
 
     def writes_one_by_one(self, node: Node) -> bool:
         """Whether a call writes a list of tensors of which two may be in the same memory."""
-        if not target_name(node.target).startswith("_foreach_") or not effects_of(node).writes:
-            return False
-        written = self._reached(effects_of(node).writes)
-        touched = [given for given in self._given if given.memory in written]
-        return any(one.may_overlap(other) for one in touched for other in touched)
+        return target_name(node.target).startswith("_foreach_") and self._may_share(node)
+
+    def _check_apart(self, node: Node) -> None:
+        of_list = target_name(node.target).startswith("_foreach_")
+        if of_list or any(word in operator_name(node) for word in _STATISTICS):
+            return
+        if self._may_share(node):
+            raise WrittenTogetherError(f"{node.name} writes two tensors that may share memory")
+
+    def _may_share(self, node: Node) -> bool:
+        """Whether two of the tensors that a call writes may be in the same memory."""
+        written = [self._reached([operand]) for operand in effects_of(node).writes]
+        for some, others in combinations(written, 2):
+            groups = [[g for g in self._given if g.memory in found] for found in (some, others)]
+            if some & others or any(one.may_overlap(other) for one, other in product(*groups)):
+                return True
+        return False
 
     def perform(self) -> None:
         """Performs all pending writes; every given tensor that may have changed is read again.
