@@ -170,10 +170,10 @@ class RemoteStore(QuarantiningStore, Protocol):
         return None if reading is None else await reading.rest()
 
     async def begin_get(self, key: str) -> Reading | None:
-        """`get` in two steps: the answer has begun, the value has arrived."""
+        """`get` in two steps: first the answer begins, then the value arrives."""
 
     async def refresh(self) -> None:
-        """Asks for what `stats` tells; the least that shows whether the store answers."""
+        """Fetch what `stats` returns; a small request, which shows whether the store answers."""
 
 
 @runtime_checkable
