@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance remote-share saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long test-all ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance remote-share saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -45,6 +45,10 @@ test: $(STAMP) ## Set up, then run all tests but the long ones, and list the slo
 test-long: $(STAMP) ## The long tests: those that compile C++, real models, very many cases
 	$(BIN)/python -m compileall -q client server
 	$(PYTEST) -m 'long and not slow' $(ARGS)
+
+test-all: $(STAMP) ## `make test` and `make test-long` in one run, which imports everything and waits for its last test once
+	$(BIN)/python -m compileall -q client server
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 ray: $(STAMP) ## Run servers on a real Ray cluster: targets, versions, the death of its head (slow)
 	$(BIN)/python -m pytest -m "slow or long" tests/training/test_ray.py tests/e2e/test_ray_local.py tests/contract/test_executors.py $(ARGS)
