@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch.fx import GraphModule
 
 from lazyfx.backend.agreement import DisagreementError, RankStatus, agree
-from lazyfx.backend.fallback_report import KernelCounts, Outcome, records
+from lazyfx.backend.fallback_report import EqualBlocks, KernelCounts, Outcome, records
 from lazyfx.backend.local import compile_locally
 from lazyfx.backend.options import BackendOptions, read_options
 from lazyfx.backend.progress_display import show_progress
@@ -70,6 +70,7 @@ class _Graph:
     digest: str = ""
     divergence: str = ""
     kernels: KernelCounts | None = None
+    equal_blocks: tuple[EqualBlocks, ...] = ()
     recorded: str = ""
     compiled: bool = False
 
@@ -98,7 +99,7 @@ class _Graph:
             if not answer.fixed_inputs:
                 answer.enforce()
                 call, cache = answer.open(), answer.cache
-                self.kernels = answer.kernels
+                self.kernels, self.equal_blocks = answer.kernels, answer.equal_blocks
                 self.compiled = answer.compiled
         except Exception as problem:  # noqa: BLE001 - a job never ends because of its compiler's cache
             error = problem
@@ -151,6 +152,7 @@ class _Graph:
     def _deferred(self, session: Session, graph_request: GraphRequest) -> Runnable:
         def swapped(answer: GraphResult) -> None:
             self.digest, self.kernels = answer.digest, answer.kernels
+            self.equal_blocks = answer.equal_blocks
             self.compiled = answer.compiled
             self._record("remote", cache=answer.cache)
 
@@ -183,6 +185,7 @@ class _Graph:
             reason=reason,
             divergence=self.divergence,
             kernels=self.kernels,
+            equal_blocks=self.equal_blocks,
             compiled=self.compiled,
             recorded=self.recorded,
         )

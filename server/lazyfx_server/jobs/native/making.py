@@ -7,6 +7,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
@@ -22,6 +23,8 @@ from lazyfx_server.jobs.native.conditions import (
     fake_inputs,
     host_settings,
 )
+from lazyfx_server.jobs.native.equal_blocks.outlining import call_equal_blocks_once
+from lazyfx_server.jobs.native.equal_blocks.regions import name_regions
 from lazyfx_server.jobs.native.float_inputs import recall_items
 from lazyfx_server.jobs.native.inductor import make_bundle
 from lazyfx_server.jobs.native.progress import Progress
@@ -58,14 +61,32 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     mode = fresh_fake_mode()
     inputs = fake_inputs(module, mode)
     recall_items(module)
+    name_regions(module)
     with apply_request(job.request), checked_sources():
+        blocks = _equal_blocks(module, inputs, job)
         made = _MAKERS[job.kind](module, inputs, mode, host_settings(job), progress)
     progress.stage("packing")
     made.target.CopyFrom(build_target(job))
     made.conditions = conditions_digest(job.request)
+    if isinstance(made, pb.NativeBundle):
+        made.equal_blocks.extend(blocks)
     return worker.NativeResult(
         data=made.SerializeToString(),
         media_type=ARTIFACT_KINDS[job.kind].media_type,
         seconds=perf_counter() - started,
         only_traced=isinstance(made, pb.NativeBundle) and bool(made.fixed_inputs),
+        repeated_blocks=sum(group.calls - 1 for group in blocks),
     )
+
+
+def _equal_blocks(
+    module: GraphModule, inputs: list[Any], job: worker.NativeJob
+) -> list[pb.EqualBlocks]:
+    """Make equal blocks calls, if that was requested and no gradients are computed."""
+    if not job.request.equal_blocks_once or job.kind != pb.ARTIFACT_KIND_INDUCTOR:
+        return []
+    if torch.is_grad_enabled() and any(
+        isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
+    ):
+        return []
+    return call_equal_blocks_once(module)
