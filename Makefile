@@ -112,7 +112,7 @@ torchao: $(STAMP) ## Install torchao next to .venv, and run the tests that need 
 zoo-passes: $(STAMP) ## Run every pass over real architectures, and compare a training step; ARGS="--write docs/passes_zoo.md"
 	$(BIN)/python -m zoo.numerics $(ARGS)
 
-bench-training: $(STAMP) ## Measure the time to the first training step, in six ways; ARGS="--ranks 1,4"
+bench-training: $(STAMP) ## Measure the time to the first training step, with five kinds of cache; ARGS="--ranks 1,4"
 	$(BIN)/python -m bench.training $(ARGS)
 
 # Uses the host's own torch. Without network: run `make gpu-wheels` elsewhere, for the same

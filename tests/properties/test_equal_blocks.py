@@ -14,7 +14,7 @@ _PAIRS = 200
 
 
 def test_equal_blocks_become_calls_that_compute_the_same() -> None:
-    for seed in range(12):
+    for seed in range(6):
         module = build(OTHER_ORDER if seed % 3 == 0 else EQUAL, seed)
         whole, nodes = copy.deepcopy(module), len(module.graph.nodes)
         (found,) = call_equal_blocks_once(module)
@@ -30,13 +30,22 @@ def test_equal_blocks_become_calls_that_compute_the_same() -> None:
 
 @pytest.mark.parametrize("kind", [*DIFFERENT, *UNSUITED])
 def test_nearly_equal_blocks_stay(kind: str) -> None:
+    assert_stay(kind, range(1))
+
+
+@pytest.mark.long
+def test_none_of_200_nearly_equal_pairs_is_merged() -> None:
+    for kind in DIFFERENT:
+        assert_stay(kind, range(1, 2 + _PAIRS // len(DIFFERENT)))
+
+
+def assert_stay(kind: str, seeds: range) -> None:
     pair = {**DIFFERENT, **UNSUITED}[kind]
-    count = -(-_PAIRS // len(DIFFERENT))
-    for seed in range(count):
+    for seed in seeds:
         module = build(pair, seed)
         before = str(module.graph)
         assert call_equal_blocks_once(module) == []
         assert str(module.graph) == before
-    if kind in DIFFERENT and pair.first:
-        # It is the difference that keeps them apart.
-        assert call_equal_blocks_once(build(Pair(pair.first, pair.first), 0)) or "writ" in kind
+        if kind in DIFFERENT and pair.first and "write to an operand" not in kind:
+            # It is the difference that keeps them apart.
+            assert call_equal_blocks_once(build(Pair(pair.first, pair.first), seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -32,7 +33,10 @@ from lazyfx_server.jobs.native.source_checks import checked_sources
 from lazyfx_server.jobs.native.tokenized_graph import without_texts
 from lazyfx_server.jobs.native.torch_inductor_codegen import fresh_fake_mode
 from lazyfx_server.jobs.native.torch_stand_in_groups import register_stand_ins
+from lazyfx_server.security.native_source import NativeSourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
+
+_log = logging.getLogger(__name__)
 
 _Maker = Callable[
     [GraphModule, list[Any], FakeTensorMode, dict[str, Any], Progress],
@@ -54,6 +58,21 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
             compiled.
     """
     started = perf_counter()
+    try:
+        result = _made(job, calls_blocks=job.request.equal_blocks_once)
+    except NativeSourceRefused:
+        raise
+    except Exception as error:
+        if not job.request.equal_blocks_once:
+            raise
+        kind = type(error).__name__
+        _log.warning("%s with calls of equal blocks; the graph is compiled as a whole", kind)
+        result = _made(job, calls_blocks=False)
+    result.seconds = perf_counter() - started
+    return result
+
+
+def _made(job: worker.NativeJob, *, calls_blocks: bool) -> worker.NativeResult:
     progress = Progress(Path(job.progress))
     progress.stage("tracing")
     module = wire.decode(without_texts(graph_pb2.GraphBody.FromString(job.graph.graph.body)))
@@ -63,7 +82,7 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     recall_items(module)
     name_regions(module)
     with apply_request(job.request), checked_sources():
-        blocks = _equal_blocks(module, inputs, job)
+        blocks = _equal_blocks(module, inputs, job) if calls_blocks else []
         made = _MAKERS[job.kind](module, inputs, mode, host_settings(job), progress)
     progress.stage("packing")
     made.target.CopyFrom(build_target(job))
@@ -73,7 +92,6 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     return worker.NativeResult(
         data=made.SerializeToString(),
         media_type=ARTIFACT_KINDS[job.kind].media_type,
-        seconds=perf_counter() - started,
         only_traced=isinstance(made, pb.NativeBundle) and bool(made.fixed_inputs),
         repeated_blocks=sum(group.calls - 1 for group in blocks),
     )
@@ -82,8 +100,8 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
 def _equal_blocks(
     module: GraphModule, inputs: list[Any], job: worker.NativeJob
 ) -> list[pb.EqualBlocks]:
-    """Make equal blocks calls, if that was requested and no gradients are computed."""
-    if not job.request.equal_blocks_once or job.kind != pb.ARTIFACT_KIND_INDUCTOR:
+    """Make equal blocks calls, unless gradients are computed; packages inline all calls."""
+    if job.kind != pb.ARTIFACT_KIND_INDUCTOR:
         return []
     if torch.is_grad_enabled() and any(
         isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
