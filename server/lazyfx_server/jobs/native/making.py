@@ -100,11 +100,13 @@ def _made(job: worker.NativeJob, *, calls_blocks: bool) -> worker.NativeResult:
 def _equal_blocks(
     module: GraphModule, inputs: list[Any], job: worker.NativeJob
 ) -> list[pb.EqualBlocks]:
-    """Make equal blocks calls, unless gradients are computed; packages inline all calls."""
-    if job.kind != pb.ARTIFACT_KIND_INDUCTOR:
-        return []
-    if torch.is_grad_enabled() and any(
-        isinstance(value, torch.Tensor) and value.requires_grad for value in inputs
-    ):
+    """Make equal blocks calls, unless gradients are computed, or autocast changes what they do.
+
+    Packages inline all calls.
+    """
+    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+    differentiates = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+    casts = any(torch.is_autocast_enabled(value.device.type) for value in tensors)
+    if job.kind != pb.ARTIFACT_KIND_INDUCTOR or differentiates or casts:
         return []
     return call_equal_blocks_once(module)

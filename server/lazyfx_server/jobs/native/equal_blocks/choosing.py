@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final
 
 import torch
@@ -111,19 +112,21 @@ def _crossings(
 
 
 def _group(blocks: tuple[Block, ...], storage: StorageMap) -> Group | None:
-    """These blocks as a group; None if they are not equal, or cannot be calls."""
-    first = blocks[0]
-    if not any(_name(node) in _CALLED for node in first):
+    """The most of these blocks that are equal and follow each other; None if no calls may be."""
+    if not any(_name(node) in _CALLED for node in blocks[0]):
         return None
     try:
         forms = [form_of(block) for block in blocks]
     except UnknownValueError:
         return None
-    if any(form.key != forms[0].key for form in forms):
-        return None
-    results = tuple(sorted(frozenset[int]().union(*(form.results for form in forms))))
-    group = Group(blocks, tuple(form.inputs for form in forms), results)
-    return group if results and _callable(group, storage) else None
+    runs = [list(run) for _, run in groupby(range(len(forms)), lambda place: forms[place].key)]
+    longest = max(runs, key=len)
+    equal = [forms[place] for place in longest]
+    results = tuple(sorted(frozenset[int]().union(*(form.results for form in equal))))
+    group = Group(
+        tuple(blocks[place] for place in longest), tuple(form.inputs for form in equal), results
+    )
+    return group if len(equal) > 1 and results and _callable(group, storage) else None
 
 
 def _callable(group: Group, storage: StorageMap) -> bool:
