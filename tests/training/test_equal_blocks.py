@@ -28,9 +28,17 @@ class Layer(nn.Module):
         return x + functional.dropout(self.down(y), 0.1, self.training)
 
 
-def layers(count: int, width: int) -> nn.Sequential:
+class MarkedLayer(Layer):
+    """The same, as a region. A region that is bound to one layer would compute all of them."""
+
+    @torch.compiler.nested_compile_region
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)
+
+
+def layers(count: int, width: int, kind: type[Layer] = Layer) -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(*(Layer(width) for _ in range(count))).eval()
+    return nn.Sequential(*(kind(width) for _ in range(count))).eval()
 
 
 def test_equal_layers_are_compiled_once(native_server: Any) -> None:
@@ -65,9 +73,7 @@ def test_with_gradients_the_graph_is_compiled_as_a_whole(native_server: Any) -> 
 @pytest.mark.parametrize("grad", [False, True])
 def test_regions_that_the_user_marks(native_server: Any, grad: bool) -> None:
     model = layers(3, 8 + grad)
-    marked = copy.deepcopy(model)
-    for layer in marked:
-        layer.forward = torch.compiler.nested_compile_region(Layer.forward).__get__(layer)
+    marked = layers(3, 8 + grad, MarkedLayer)
     x = torch.linspace(-1, 1, 4 * (8 + grad)).reshape(4, -1)
     options = {"address": native_server.address, "on_error": "raise"}
     with torch.set_grad_enabled(grad):
