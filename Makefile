@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training load fleet chaos targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -111,6 +111,9 @@ torchao: $(STAMP) ## Install torchao next to .venv, and run the tests that need 
 
 zoo-passes: $(STAMP) ## Run every pass over real architectures, and compare a training step; ARGS="--write docs/passes_zoo.md"
 	$(BIN)/python -m zoo.numerics $(ARGS)
+
+bench-warm: $(STAMP) ## Measure the first step of a job that has run before; ARGS="--delay 10 --kept"
+	$(BIN)/python -m bench.warm_start $(ARGS)
 
 bench-training: $(STAMP) ## Measure the time to the first training step, with five kinds of cache; ARGS="--ranks 1,4"
 	$(BIN)/python -m bench.training $(ARGS)

@@ -73,7 +73,7 @@ class Bench:
 
     def __init__(self, folder: Path, model: str, layers: int) -> None:
         self.folder = folder
-        self._model = model
+        self.model = model
         self._layers = layers
         self._runs = 0
 
@@ -81,7 +81,7 @@ class Bench:
         """Run all ranks of one job in parallel."""
         self._runs += 1
         base = job.folder or self.folder / f"run{self._runs}"
-        told = {"model": self._model, "layers": self._layers, **job.told}
+        told = {"model": self.model, "layers": self._layers, **job.told}
         if start == COLD:
             told |= job.told_first
         elif start == LITERAL:

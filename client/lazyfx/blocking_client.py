@@ -7,11 +7,14 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
+from torch.fx import GraphModule
 from typing_extensions import Self
 
+from lazyfx.artifacts.prefetched import PrefetchReceiver
 from lazyfx.blocking_module import RemoteModule
 from lazyfx.calls.blocking_driver import BlockingDriver
 from lazyfx.calls.many_compiles import ManyCompiles
+from lazyfx.calls.prefetch_calls import remember_job
 from lazyfx.calls.replicas import HedgeAfter
 from lazyfx.calls.uploading import Progress
 from lazyfx.capture.capturing import Compilable, ExampleInputs
@@ -157,6 +160,41 @@ class Client:
     def require_trusted(self) -> None:
         """Check that artifacts which can hold code would be opened; see `AsyncClient`."""
         self._driver.run(self._flows.verifier.require_trusted())
+
+    def asked_of(
+        self,
+        graph: GraphModule,
+        passes: Passes,
+        *,
+        priority: Priority = "interactive",
+        send_values: bool = False,
+    ) -> pb.CompileRequest | None:
+        """What a compile of a graph would ask for; None if it may send values.
+
+        Raises:
+            UnsupportedGraphError: The format does not support the graph; names the node.
+        """
+        return self._flows.asked_of(graph, passes, priority=priority, send_values=send_values)
+
+    def prefetch(
+        self, request: pb.PrefetchRequest, receiver: PrefetchReceiver, seconds: float
+    ) -> None:
+        """Receive, in this thread, what a job asked for before; each artifact is verified.
+
+        Raises:
+            UntrustedServerError: Artifacts of this server would not be opened.
+            UntrustedArtifactError: One is not signed with a trusted key.
+            ServiceError: A subclass, by the status that the server returned.
+        """
+        self._driver.run(self._flows.prefetch(request, receiver, seconds))
+
+    def remember_job(self, request: pb.RememberJobRequest, seconds: float) -> None:
+        """Have the server remember what a job asked for, in one try.
+
+        Raises:
+            ServiceError: It did not.
+        """
+        self._driver.run(remember_job(self._flows.calls, request, seconds))
 
     def stats(self) -> pb.GetStatsResponse:
         """The server's ledger."""

@@ -8,9 +8,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
 
+from torch.fx import GraphModule
+
 from lazyfx.answers.refusals import Refusals
+from lazyfx.artifacts.prefetched import (
+    PrefetchedArtifact,
+    PrefetchReceiver,
+    PrefetchStream,
+    UnverifiedArtifact,
+)
 from lazyfx.calls.conversation import CompileCaller
 from lazyfx.calls.many_compiles import ManyCompiles
+from lazyfx.calls.prefetch_calls import next_prefetched, open_prefetch
 from lazyfx.calls.replicas import Balance, HedgeAfter, Replicas, checked_balance
 from lazyfx.calls.service_calls import ServiceCalls
 from lazyfx.calls.uploading import Progress
@@ -24,8 +33,9 @@ from lazyfx.shared.addresses import server_address, split_addresses
 from lazyfx.shared.answers.answer_bounds import AnswerBounds
 from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.environment import warn_of_misspelled
+from lazyfx.shared.native.prefetch_keys import remembered_compile
 from lazyfx.shared.pass_specs import Modes, Passes, normalize
-from lazyfx.shared.printable import shown
+from lazyfx.shared.printable import make_printable, shown
 from lazyfx.trust.access import Access, Tls, access
 from lazyfx.trust.verifying import DATA_KINDS, Verifier
 from lazyfx.v1 import compiler_pb2 as pb
@@ -195,6 +205,61 @@ class ClientFlows:
             )
             yield from self.verifier.check(request, trailer)
         return data, trailer
+
+    def asked_of(
+        self,
+        graph: GraphModule,
+        passes: Passes,
+        *,
+        priority: Priority,
+        send_values: bool,
+    ) -> pb.CompileRequest | None:
+        """What a compile of a graph would ask for, without I/O; None if it may send values."""
+        modes = Modes(priority=priority_number(priority))
+        prepared = self.preparer.prepare(
+            graph, normalize(passes), modes=modes, send_values=send_values
+        )
+        if prepared.may_send_values:
+            return None
+        return remembered_compile(prepared.requests.whole)
+
+    def prefetch(
+        self, request: pb.PrefetchRequest, receiver: PrefetchReceiver, seconds: float
+    ) -> Flow[None]:
+        """Receive what a job asked for before; each artifact is verified.
+
+        Raises:
+            UntrustedServerError: Artifacts of this server would not be opened.
+            UntrustedArtifactError: One is not signed with a trusted key.
+            ServiceError: A subclass, by the status that the server returned.
+        """
+        with self.refusals.counted():
+            self.verifier.require_trusted_connection()
+            route = self.calls.replicas.route(request.jobs[0])
+            stream = PrefetchStream(self.bounds, request.max_bytes)
+            call = yield from open_prefetch(self.calls, request, route, seconds)
+            try:
+                while receiver.wants_more:
+                    part = yield from next_prefetched(self.calls, call, route)
+                    if part is None:
+                        break
+                    receiver.progressed()
+                    made = stream.take(part)
+                    if isinstance(made, pb.PrefetchPlan):
+                        make_printable(made.server)
+                        self.verifier.introduce(made.server)
+                        receiver.planned(made)
+                    elif made is not None:
+                        receiver.arrived((yield from self._verified(made)))
+                        home = made.module.compiled.module_key
+                        self.calls.replicas.remember_home(home, route.place)
+            finally:
+                call.cancel()
+
+    def _verified(self, made: UnverifiedArtifact) -> Flow[PrefetchedArtifact]:
+        provenance = yield from self.verifier.verify_provenance(made.request, made.trailer)
+        module = made.module
+        return PrefetchedArtifact(module.key, module.compiled, made.data, provenance)
 
     def recompile(self, prepared: Prepared) -> Flow[pb.CompileResponse]:
         """Recompile a module that the server evicted."""

@@ -60,10 +60,10 @@ class Relay(GraphCompilerServicer):
 
 
 @contextlib.contextmanager
-def relayed(address: str) -> Iterator[tuple[Relay, str]]:
-    """A relay in front of a server; yields it and its address."""
+def relayed(address: str, kind: type[Relay] = Relay) -> Iterator[tuple[Relay, str]]:
+    """A relay of a kind in front of a server; yields it and its address."""
     with grpc.insecure_channel(address) as channel:
-        relay = Relay(GraphCompilerStub(channel))
+        relay = kind(GraphCompilerStub(channel))
         server = grpc.server(ThreadPoolExecutor(4))
         add_GraphCompilerServicer_to_server(relay, server)
         port = server.add_insecure_port("127.0.0.1:0")

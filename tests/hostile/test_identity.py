@@ -31,6 +31,8 @@ METHODS = {
     "ListPasses": ("unary_unary", pb.ListPassesResponse),
     "GetServerInfo": ("unary_unary", pb.GetServerInfoResponse),
     "GetStats": ("unary_unary", pb.GetStatsResponse),
+    "Prefetch": ("unary_stream", pb.PrefetchResponse),
+    "RememberJob": ("unary_unary", pb.RememberJobResponse),
 }
 
 

@@ -106,7 +106,7 @@ async def test_refused_requests_of_a_batch_are_refused_bytes_of_their_connection
     async with compiling_parts(tmp_path, InlineExecutor(run_job)) as parts:
         service = GraphCompilerService(
             compiler=parts.compiler, artifacts=parts.artifacts, decoder=parts.decoder,
-            limits=CallLimits(), pacing=pacing, blobs=None, ledger=None, registry=None,
+            limits=CallLimits(), pacing=pacing, blobs=None, prefetching=None, ledger=None, registry=None,
             named=None, facts=None, store_stats=None, settle=lambda: None,
         )  # fmt: skip
         enter(Caller(parts.tenant, Quotas(QuotaLimits())))

@@ -50,6 +50,12 @@ def native_server(
 
 
 @pytest.fixture(autouse=True)
+def _no_memory_of_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All tests of a run would be one job; `test_prefetch.py` turns it on."""
+    monkeypatch.setenv("LAZYFX_PREFETCH", "false")
+
+
+@pytest.fixture(autouse=True)
 def _own_inductor_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that has compiled nothing yet."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))

@@ -47,6 +47,15 @@ def kernel_folder(provenance: Provenance | None) -> Path | None:
         return None
 
 
+def has_kept_kernels() -> bool:
+    """Whether libraries of any server are kept on this machine."""
+    try:
+        kept = Path(torch_inductor.cache_dir()).resolve() / "lazyfx"
+        return next(kept.glob("*/k*.so"), None) is not None
+    except OSError:
+        return False
+
+
 def _is_own(folder: Path) -> bool:
     """Whether only this user, and root, can change what is at an absolute path."""
     for place in (folder, *folder.parents):
@@ -115,12 +124,12 @@ def kept_kernels(folder: Path) -> bytes:
     return b"".join(sorted(bytes.fromhex(digest)[:KEPT_PREFIX_BYTES] for _, digest in kept))
 
 
-def with_kept_kernels(data: bytes, folder: Path) -> bytes | None:
+def with_kept_kernels(data: bytes, folder: Path | None) -> bytes | None:
     """A serialized NativeBundle, with the libraries that were left out of it.
 
     Args:
-        data: From a server that was told of `kept_kernels` of this folder; verified.
-        folder: Where they are.
+        data: From a server that knows that libraries are kept; verified.
+        folder: Where they are; None if nowhere.
 
     Returns:
         None if a library is no longer here, or has been changed.
@@ -132,6 +141,8 @@ def with_kept_kernels(data: bytes, folder: Path) -> bytes | None:
     left_out = [kernel for kernel in bundle.kernels if kernel.digest and not kernel.library]
     if not left_out:
         return data
+    if folder is None:
+        return None
     for kernel in left_out:
         try:
             kernel.library = (folder / f"k{kernel.digest.hex()}.so").read_bytes()

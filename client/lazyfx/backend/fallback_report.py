@@ -70,6 +70,7 @@ class GraphReport:
         equal_blocks: With equal_blocks="once": what was compiled once and is called several times.
         compiled: The server compiled it while this process waited.
         recorded: With the option `record`: the name of the file that it was recorded in.
+        prefetched: The server sent it before it was asked for, as this job had asked for it before.
     """
 
     number: int
@@ -84,6 +85,7 @@ class GraphReport:
     equal_blocks: tuple[EqualBlocks, ...] = ()
     compiled: bool = False
     recorded: str = ""
+    prefetched: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,8 @@ class BackendReport:
             lines.append(f"  {_NOTHING_CAPTURED}")
         for graph in self.graphs:
             line = f"  {graph.number}: {graph.nodes} nodes, {graph.outcome}"
-            line += f" ({graph.cache})" if graph.cache else ""
+            words = [word for word in (graph.cache, "prefetched" * graph.prefetched) if word]
+            line += f" ({', '.join(words)})" if words else ""
             line += f", {graph.seconds:.2f} s"
             line += f", {graph.kernels}" if graph.kernels is not None else ""
             line += "".join(f", {blocks}" for blocks in graph.equal_blocks)
@@ -153,6 +156,7 @@ class _Records:
         equal_blocks: tuple[EqualBlocks, ...] = (),
         compiled: bool = False,
         recorded: str = "",
+        prefetched: bool = False,
     ) -> None:
         with self._lock:
             self._graphs.append(
@@ -169,6 +173,7 @@ class _Records:
                     equal_blocks=equal_blocks,
                     compiled=compiled,
                     recorded=recorded,
+                    prefetched=prefetched,
                 )
             )
 

@@ -49,6 +49,7 @@ class BackendOptions:
             only to lazyfx's own passes that read values.
         priority: How urgent the compiles are, among all of this caller: "interactive", "batch" or
             "prewarm".
+        prefetch: Receive what this job asked for when it last ran, before it asks again.
         inductor: Settings of Inductor, by their names in torch._inductor.config.
     """
 
@@ -64,6 +65,7 @@ class BackendOptions:
     mode: str | None = None
     send_values: bool = False
     priority: Priority = "interactive"
+    prefetch: bool = True
     inductor: Mapping[str, InductorValue] = field(default_factory=dict)
 
 
@@ -166,6 +168,7 @@ _READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "on_error": _one_of("on_error"),
     "wait": _flag,
     "send_values": _flag,
+    "prefetch": _flag,
     "timeout": _timeout,
     "agreement": _one_of("agreement"),
     "priority": _one_of("priority"),

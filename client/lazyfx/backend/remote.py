@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -18,8 +18,10 @@ from lazyfx.backend.fallback_report import EqualBlocks, KernelCounts
 from lazyfx.backend.group_names import register_names, with_names
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
+from lazyfx.blocking_module import RemoteModule
 from lazyfx.capture import remembering
 from lazyfx.errors import ArtifactError, IncompatibleError
+from lazyfx.report import cache_of
 from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.native import shape_guards
 from lazyfx.shared.native.machine import mismatch
@@ -71,6 +73,7 @@ class GraphResult:
         kernels: What the server compiled; None if it had the artifact.
         equal_blocks: Groups of equal blocks that were compiled once: calls and nodes of each.
         compiled: The server reported a compile while the answer was awaited.
+        prefetched: The artifact arrived before it was asked for.
     """
 
     open: Callable[[], Runnable]
@@ -82,6 +85,7 @@ class GraphResult:
     kernels: KernelCounts | None = None
     equal_blocks: tuple[EqualBlocks, ...] = ()
     compiled: bool = False
+    prefetched: bool = False
 
     def enforce(self) -> None:
         """Add the conditions as guards to the frame that dynamo is compiling.
@@ -134,22 +138,75 @@ def ask(
         ArtifactError: The answer does not match the request.
     """
     options, request = graph_request.options, graph_request.native
-    groups: Sequence[str] = ()
-    if request is not None:
-        groups = remembering.encode(graph_request.graph).presentation.process_groups
-        register_names(groups, has_passes=bool(options.passes))
-        session.require_trusted()
-        _require_compatible(session, request)
-    remote = session.client.compile(
+    if request is None or graph_request.flat is None:
+        remote = _compile(session, graph_request)
+        rebuilt = remote.graph_module()
+        return GraphResult(lambda: rebuilt.forward, remote.digest, remote.cache.status)
+    encoded = remembering.encode(graph_request.graph)
+    groups = encoded.presentation.process_groups
+    register_names(groups, has_passes=bool(options.passes))
+    asked = _asked(session, graph_request)
+    answer = None if asked is None else _taken(session, asked, request)
+    session.require_trusted()
+    _require_compatible(session, request)
+    if answer is None:
+        answer = _fetched(session, graph_request, request, on_progress)
+    if asked is not None:
+        session.warm_start.add(asked, request, is_new=not answer.prefetched)
+    bundle, folder, texts = answer.bundle, kernel_folder(session.signed), texts_of(encoded.body)
+    symbols = _symbols(graph_request.flat, bundle)
+    return GraphResult(
+        open=lambda: _with_lifted(
+            with_names(load(bundle, texts, folder), groups), graph_request.flat
+        ),
+        digest=encoded.digest.hex(),
+        cache=answer.cache,
+        conditions=tuple(shape_guards.read_guards(bundle.guards, symbols)),
+        env=shape_guards.shape_env(graph_request.flat.inputs),
+        fixed_inputs=tuple(bundle.fixed_inputs),
+        kernels=_kernels(answer.last),
+        equal_blocks=tuple(EqualBlocks(b.calls, b.nodes) for b in bundle.equal_blocks),
+        compiled=answer.last.ByteSize() > 0,
+        prefetched=answer.prefetched,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _NativeAnswer:
+    """A native artifact that was verified and fits the request.
+
+    Attributes:
+        bundle: The artifact, with all its libraries.
+        cache: "hit", "miss" or "joined".
+        last: The server's last report of progress; empty if there was none.
+        prefetched: It arrived before it was asked for.
+    """
+
+    bundle: pb.NativeBundle
+    cache: str
+    last: pb.ArtifactProgress = field(default_factory=pb.ArtifactProgress)
+    prefetched: bool = False
+
+
+def _compile(session: Session, graph_request: GraphRequest) -> RemoteModule:
+    options = graph_request.options
+    return session.client.compile(
         graph_request.graph,
         options.passes,
         timeout=options.timeout,
         send_values=options.send_values,
         priority=options.priority,
     )
-    if request is None or graph_request.flat is None:
-        rebuilt = remote.graph_module()
-        return GraphResult(lambda: rebuilt.forward, remote.digest, remote.cache.status)
+
+
+def _fetched(
+    session: Session,
+    graph_request: GraphRequest,
+    request: pb.NativeRequest,
+    on_progress: OnProgress | None,
+) -> _NativeAnswer:
+    """Have the graph compiled, and fetch the artifact."""
+    remote = _compile(session, graph_request)
     last = pb.ArtifactProgress()
 
     def note(progress: pb.ArtifactProgress) -> None:
@@ -157,26 +214,44 @@ def ask(
         if on_progress is not None:
             on_progress(progress)
 
-    fetch = partial(remote.native, request, timeout=options.timeout, on_progress=note)
+    timeout = graph_request.options.timeout
+    fetch = partial(remote.native, request, timeout=timeout, on_progress=note)
     data = _with_kept_kernels(session, fetch)
     session.signed = remote.provenance("inductor")
-    folder = kernel_folder(session.signed)
-    texts = texts_of(remembering.encode(graph_request.graph).body)
     bundle = read_artifact(pb.NativeBundle, data, request)
-    symbols = _symbols(graph_request.flat, bundle)
-    return GraphResult(
-        open=lambda: _with_lifted(
-            with_names(load(bundle, texts, folder), groups), graph_request.flat
-        ),
-        digest=remote.digest,
-        cache=remote.cache.status,
-        conditions=tuple(shape_guards.read_guards(bundle.guards, symbols)),
-        env=shape_guards.shape_env(graph_request.flat.inputs),
-        fixed_inputs=tuple(bundle.fixed_inputs),
-        kernels=_kernels(last),
-        equal_blocks=tuple(EqualBlocks(b.calls, b.nodes) for b in bundle.equal_blocks),
-        compiled=last.ByteSize() > 0,
+    return _NativeAnswer(bundle, remote.cache.status, last)
+
+
+def _asked(session: Session, graph_request: GraphRequest) -> pb.CompileRequest | None:
+    """Start the warm start, and return what a compile would ask for; None if it is turned off."""
+    options = graph_request.options
+    if not options.prefetch:
+        return None
+    session.warm_start.start()
+    return session.client.asked_of(
+        graph_request.graph,
+        options.passes,
+        priority=options.priority,
+        send_values=options.send_values,
     )
+
+
+def _taken(
+    session: Session, asked: pb.CompileRequest, request: pb.NativeRequest
+) -> _NativeAnswer | None:
+    """The artifact if it has arrived before; None if it has not, or cannot be used here."""
+    early = session.warm_start.take(asked, request)
+    if early is None:
+        return None
+    session.signed = early.provenance
+    data = with_kept_kernels(early.data, kernel_folder(session.signed))
+    if data is None:
+        return None
+    try:
+        bundle = read_artifact(pb.NativeBundle, data, request)
+    except ArtifactError:  # for another machine
+        return None
+    return _NativeAnswer(bundle, cache_of(early.compiled.cache).status, prefetched=True)
 
 
 def _with_kept_kernels(session: Session, fetch: Callable[..., bytes]) -> bytes:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
+from lazyfx.backend.warm_start.warm_starts import WarmStart
 from lazyfx.blocking_client import Client
 from lazyfx.calls import forking
 from lazyfx.errors import LazyfxError, TimedOutError, UnavailableError
@@ -26,11 +27,13 @@ class Session:
     Attributes:
         client: The client.
         signed: Who signed the last native artifact; None until there was one.
+        warm_start: What this job asked for when it last ran.
     """
 
     def __init__(self, address: str) -> None:
         self.client = Client(address)
         self.signed: Provenance | None = None
+        self.warm_start = WarmStart(self.client)
         self._down_until = 0.0
         self._down: LazyfxError | None = None
         self._info: pb.GetServerInfoResponse | None = None
@@ -42,7 +45,7 @@ class Session:
             ServiceError: The server is unavailable.
         """
         if self._info is None:
-            self._info = self.client.server_info()
+            self._info = self.warm_start.take_server() or self.client.server_info()
         if self._info.native_targets or not self._info.HasField("native"):
             return self._info.native_targets
         return (self._info.native,)  # a server of an earlier version
@@ -106,6 +109,7 @@ class _Sessions:
             return
         with self._lock:
             for session in self._open.values():
+                session.warm_start.close()
                 session.client.close()
             self._open.clear()
 

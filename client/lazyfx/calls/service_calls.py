@@ -86,6 +86,11 @@ class ServiceCalls:
         bounds: Bounds on answers of the server.
         hedge_after: Seconds after which a second replica is asked for what may be a hit, or "auto";
             None for never.
+
+    Attributes:
+        replicas: Where calls go.
+        timeout: The default timeout.
+        failover: Where they go on if a server does not answer.
     """
 
     def __init__(
@@ -103,7 +108,7 @@ class ServiceCalls:
         self._bounds = bounds
         self.replicas = replicas
         self.timeout = timeout_seconds(timeout, timeout)
-        self._failover = Failover(replicas, tls)
+        self.failover = Failover(replicas, tls)
 
     @property
     def address(self) -> str:
@@ -130,7 +135,7 @@ class ServiceCalls:
         if self._hedge is None or not _may_be_hit(request):
             second_request = None
         is_raced = second_request is not None
-        yield from self._failover.refuse_silence(route)
+        yield from self.failover.refuse_silence(route)
         first = yield Start("Compile", data, retry_budget.left(), route.place, is_raced)
         return CompileCall(data, retry_budget, route, first, second_request)
 
@@ -185,7 +190,7 @@ class ServiceCalls:
     def open_batch(self, requests: Iterator[bytes], count: int, route: Route) -> Flow[Call]:
         """Start a stream of compiles; each may take as long as a single call."""
         seconds = self.timeout * max(1, count)
-        yield from self._failover.refuse_silence(route)
+        yield from self.failover.refuse_silence(route)
         call: Call = yield Open("CompileBatch", requests, seconds, route.place)
         return call
 
@@ -196,11 +201,11 @@ class ServiceCalls:
             ServiceError: The stream as a whole failed.
             ProtocolError: An answer is malformed.
         """
-        with self._failover.errors(route):
+        with self.failover.errors(route):
             data = yield Next(call, route.place)
         if data is None:
             return None
-        response = _parsed(pb.CompileBatchResponse, data)
+        response = parsed(pb.CompileBatchResponse, data)
         if response.HasField("response"):
             check_response(response.response, self._bounds)
             self.replicas.remember_home(response.response.module_key, route.place)
@@ -241,7 +246,7 @@ class ServiceCalls:
                 if begun and not resumed and not is_silent:
                     resumed = True
                     continue
-                yield from self._failover.find_another(error, retry_budget, route)
+                yield from self.failover.find_another(error, retry_budget, route)
                 # Another replica may have built it itself, into other bytes.
                 if self.replicas.are_several:
                     download, resumed = Download(request, self._bounds, on_progress), False
@@ -258,9 +263,9 @@ class ServiceCalls:
         call: Call = yield Open("GetArtifact", wanted.SerializeToString(), seconds, route.place)
         download.begin()
         try:
-            with self._failover.errors(route):
+            with self.failover.errors(route):
                 while (part := (yield Next(call, route.place))) is not None:
-                    download.take(_parsed(pb.GetArtifactResponse, part))
+                    download.take(parsed(pb.GetArtifactResponse, part))
         finally:
             call.cancel()  # stop reading from a server that sends too much
 
@@ -278,9 +283,9 @@ class ServiceCalls:
             return self._ask("FindMissingBlobs", request, pb.FindMissingBlobsResponse, route)
 
         def send(chunks: Iterator[bytes]) -> Flow[pb.UploadBlobsResponse]:
-            with self._failover.errors(route):
+            with self.failover.errors(route):
                 data = yield Send("UploadBlobs", chunks, seconds, route.place)
-            return _parsed(pb.UploadBlobsResponse, data)
+            return parsed(pb.UploadBlobsResponse, data)
 
         size = sum(blob.digest.size_bytes for blob in blobs)
         seconds = self.timeout + size / _SLOWEST_UPLOAD
@@ -323,19 +328,19 @@ class ServiceCalls:
         """The answer to a call, which is retried while the server refuses it for now."""
         call = first
         if call is None:
-            yield from self._failover.refuse_silence(route)
+            yield from self.failover.refuse_silence(route)
         while True:
             try:
-                with self._failover.errors(route):
+                with self.failover.errors(route):
                     if call is None:
                         call = yield Start(method, request, retry_budget.left(), route.place)
                     data = yield Finish(call, route.place)
                 route.answered()
-                return _parsed(kind, data)
+                return parsed(kind, data)
             except OverloadedError as refusal:
                 yield from retry_budget.wait(refusal)
             except UnavailableError as error:
-                yield from self._failover.find_another(error, retry_budget, route)
+                yield from self.failover.find_another(error, retry_budget, route)
             call = None
 
 
@@ -344,7 +349,7 @@ def _may_be_hit(request: pb.CompileRequest) -> bool:
     return not (request.HasField("graph") or request.values)
 
 
-def _parsed(kind: type[Answer], data: bytes | None) -> Answer:
+def parsed(kind: type[Answer], data: bytes | None) -> Answer:
     """Parse an answer, which may be malformed or missing."""
     if data is not None:
         with contextlib.suppress(ProtobufError, UnicodeDecodeError, RecursionError):

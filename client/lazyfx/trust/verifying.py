@@ -100,14 +100,37 @@ class Verifier:
         """
         if self._is_checked:
             return
+        self.require_trusted_connection()
+        if self._pinned:
+            self._require_pinned((yield from self._ask()))
+        self._is_checked = True
+
+    def require_trusted_connection(self) -> None:
+        """Check what can be checked of that without asking the server.
+
+        Raises:
+            UntrustedServerError: No artifact of this server would be opened.
+        """
         if not self._pinned and self._untrusted:
             raise UntrustedServerError(self._unauthenticated())
+
+    def introduce(self, info: pb.GetServerInfoResponse) -> None:
+        """Take what the server says of itself as if it had been asked for it.
+
+        Raises:
+            UntrustedServerError: Artifacts that it signs would not be opened.
+        """
+        self.require_trusted_connection()
         if self._pinned:
-            info = yield from self._ask()
-            in_use = info.verify_keys[0].public_key if info.verify_keys else b""
-            if in_use not in self._keys.values():
-                raise UntrustedServerError(self._changed(in_use))
+            self._require_pinned(info)
+        else:
+            self._take_keys(info)
         self._is_checked = True
+
+    def _require_pinned(self, info: pb.GetServerInfoResponse) -> None:
+        in_use = info.verify_keys[0].public_key if info.verify_keys else b""
+        if in_use not in self._keys.values():
+            raise UntrustedServerError(self._changed(in_use))
 
     def _unauthenticated(self) -> str:
         return (
@@ -185,7 +208,9 @@ class Verifier:
         """Fetch the keys that the server publishes: at first use, or to add to a known one."""
         if self._untrusted:
             raise UntrustedServerError(f"the {name} was not opened: {self._unauthenticated()}")
-        info = yield from self._ask()
+        self._take_keys((yield from self._ask()))
+
+    def _take_keys(self, info: pb.GetServerInfoResponse) -> None:
         published = [key.public_key for key in info.verify_keys]
         named = {key_id(raw): raw for raw in published if len(raw) == KEY_BYTES}
         if not self._keys or self._keys.keys() & named.keys():

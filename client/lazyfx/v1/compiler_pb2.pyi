@@ -941,6 +941,184 @@ class GetArtifactRequest(google.protobuf.message.Message):
 Global___GetArtifactRequest: typing_extensions.TypeAlias = GetArtifactRequest
 
 @typing.final
+class PrefetchRequest(google.protobuf.message.Message):
+    """A request for what a job asked for when it last ran."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: builtins.int
+    WITHOUT_LIBRARIES_FIELD_NUMBER: builtins.int
+    MAX_BYTES_FIELD_NUMBER: builtins.int
+    without_libraries: builtins.bool
+    """Name all libraries by their digests (NativeKernel.digest): the caller has kept libraries."""
+    max_bytes: builtins.int
+    """Send no artifact that would make the bytes of all of them exceed this."""
+    @property
+    def jobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """Digests by which the client knows the job, the most specific first; 32 bytes each. The first
+        that the server remembers for this caller counts.
+        """
+
+    def __init__(
+        self,
+        *,
+        jobs: collections.abc.Iterable[builtins.bytes] | None = ...,
+        without_libraries: builtins.bool = ...,
+        max_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["jobs", b"jobs", "max_bytes", b"max_bytes", "without_libraries", b"without_libraries"]) -> None: ...
+
+Global___PrefetchRequest: typing_extensions.TypeAlias = PrefetchRequest
+
+@typing.final
+class PrefetchResponse(google.protobuf.message.Message):
+    """A part of the answer: the plan, then for each artifact its module and the parts of the artifact
+    as in GetArtifact, without progress.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PLAN_FIELD_NUMBER: builtins.int
+    MODULE_FIELD_NUMBER: builtins.int
+    ARTIFACT_FIELD_NUMBER: builtins.int
+    @property
+    def plan(self) -> Global___PrefetchPlan: ...
+    @property
+    def module(self) -> Global___PrefetchedModule: ...
+    @property
+    def artifact(self) -> Global___GetArtifactResponse: ...
+    def __init__(
+        self,
+        *,
+        plan: Global___PrefetchPlan | None = ...,
+        module: Global___PrefetchedModule | None = ...,
+        artifact: Global___GetArtifactResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["artifact", b"artifact", "module", b"module", "part", b"part", "plan", b"plan"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["artifact", b"artifact", "module", b"module", "part", b"part", "plan", b"plan"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["part", b"part"]) -> typing.Literal["plan", "module", "artifact"] | None: ...
+
+Global___PrefetchResponse: typing_extensions.TypeAlias = PrefetchResponse
+
+@typing.final
+class PrefetchPlan(google.protobuf.message.Message):
+    """What follows, and what GetServerInfo would answer, which a client has to know first."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: builtins.int
+    KEYS_FIELD_NUMBER: builtins.int
+    @property
+    def server(self) -> Global___GetServerInfoResponse: ...
+    @property
+    def keys(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """The keys of the artifacts that the server found, in the order in which the job asked for them;
+        32 bytes each. The key of an artifact is the SHA-256 of "lazyfx prefetch key 1\\0", the SHA-256
+        of its RememberedArtifact.compile, and NativeBundle.conditions.
+        """
+
+    def __init__(
+        self,
+        *,
+        server: Global___GetServerInfoResponse | None = ...,
+        keys: collections.abc.Iterable[builtins.bytes] | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["server", b"server"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["keys", b"keys", "server", b"server"]) -> None: ...
+
+Global___PrefetchPlan: typing_extensions.TypeAlias = PrefetchPlan
+
+@typing.final
+class PrefetchedModule(google.protobuf.message.Message):
+    """What the server would answer to the compile of the artifact that follows."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    COMPILED_FIELD_NUMBER: builtins.int
+    key: builtins.bytes
+    """As in PrefetchPlan."""
+    @property
+    def compiled(self) -> Global___CompileResponse: ...
+    def __init__(
+        self,
+        *,
+        key: builtins.bytes = ...,
+        compiled: Global___CompileResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["compiled", b"compiled"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["compiled", b"compiled", "key", b"key"]) -> None: ...
+
+Global___PrefetchedModule: typing_extensions.TypeAlias = PrefetchedModule
+
+@typing.final
+class RememberJobRequest(google.protobuf.message.Message):
+    """What a job has asked for in this run so far."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: builtins.int
+    ARTIFACTS_FIELD_NUMBER: builtins.int
+    NATIVES_FIELD_NUMBER: builtins.int
+    @property
+    def jobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
+        """As in PrefetchRequest; what is remembered under each is replaced."""
+
+    @property
+    def artifacts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RememberedArtifact]: ...
+    @property
+    def natives(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___NativeRequest]:
+        """The different conditions of these artifacts."""
+
+    def __init__(
+        self,
+        *,
+        jobs: collections.abc.Iterable[builtins.bytes] | None = ...,
+        artifacts: collections.abc.Iterable[Global___RememberedArtifact] | None = ...,
+        natives: collections.abc.Iterable[Global___NativeRequest] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifacts", b"artifacts", "jobs", b"jobs", "natives", b"natives"]) -> None: ...
+
+Global___RememberJobRequest: typing_extensions.TypeAlias = RememberJobRequest
+
+@typing.final
+class RememberedArtifact(google.protobuf.message.Message):
+    """A native artifact that a job has asked for."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMPILE_FIELD_NUMBER: builtins.int
+    NATIVE_FIELD_NUMBER: builtins.int
+    native: builtins.int
+    """Index into RememberJobRequest.natives."""
+    @property
+    def compile(self) -> Global___CompileRequest:
+        """Digest of the graph, passes and modes; no other field may be set."""
+
+    def __init__(
+        self,
+        *,
+        compile: Global___CompileRequest | None = ...,
+        native: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["compile", b"compile"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["compile", b"compile", "native", b"native"]) -> None: ...
+
+Global___RememberedArtifact: typing_extensions.TypeAlias = RememberedArtifact
+
+@typing.final
+class RememberJobResponse(google.protobuf.message.Message):
+    """It will be remembered."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+Global___RememberJobResponse: typing_extensions.TypeAlias = RememberJobResponse
+
+@typing.final
 class NativeTarget(google.protobuf.message.Message):
     """A machine on which a native artifact runs. A server compares it with its own."""
 

@@ -75,6 +75,16 @@ class GraphCompilerStub(object):
                 request_serializer=lazyfx_dot_v1_dot_compiler__pb2.GetStatsRequest.SerializeToString,
                 response_deserializer=lazyfx_dot_v1_dot_compiler__pb2.GetStatsResponse.FromString,
                 _registered_method=True)
+        self.Prefetch = channel.unary_stream(
+                '/lazyfx.v1.GraphCompiler/Prefetch',
+                request_serializer=lazyfx_dot_v1_dot_compiler__pb2.PrefetchRequest.SerializeToString,
+                response_deserializer=lazyfx_dot_v1_dot_compiler__pb2.PrefetchResponse.FromString,
+                _registered_method=True)
+        self.RememberJob = channel.unary_unary(
+                '/lazyfx.v1.GraphCompiler/RememberJob',
+                request_serializer=lazyfx_dot_v1_dot_compiler__pb2.RememberJobRequest.SerializeToString,
+                response_deserializer=lazyfx_dot_v1_dot_compiler__pb2.RememberJobResponse.FromString,
+                _registered_method=True)
 
 
 class GraphCompilerServicer(object):
@@ -142,6 +152,21 @@ class GraphCompilerServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prefetch(self, request, context):
+        """Sends the native artifacts that a job asked for when it last ran, before it asks for them
+        again. Compiles nothing: what is not in the cache is left out.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RememberJob(self, request, context):
+        """Remembers for Prefetch what a job has asked for, in place of what was remembered before.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GraphCompilerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -184,6 +209,16 @@ def add_GraphCompilerServicer_to_server(servicer, server):
                     servicer.GetStats,
                     request_deserializer=lazyfx_dot_v1_dot_compiler__pb2.GetStatsRequest.FromString,
                     response_serializer=lazyfx_dot_v1_dot_compiler__pb2.GetStatsResponse.SerializeToString,
+            ),
+            'Prefetch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Prefetch,
+                    request_deserializer=lazyfx_dot_v1_dot_compiler__pb2.PrefetchRequest.FromString,
+                    response_serializer=lazyfx_dot_v1_dot_compiler__pb2.PrefetchResponse.SerializeToString,
+            ),
+            'RememberJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RememberJob,
+                    request_deserializer=lazyfx_dot_v1_dot_compiler__pb2.RememberJobRequest.FromString,
+                    response_serializer=lazyfx_dot_v1_dot_compiler__pb2.RememberJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -403,6 +438,60 @@ class GraphCompiler(object):
             '/lazyfx.v1.GraphCompiler/GetStats',
             lazyfx_dot_v1_dot_compiler__pb2.GetStatsRequest.SerializeToString,
             lazyfx_dot_v1_dot_compiler__pb2.GetStatsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prefetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lazyfx.v1.GraphCompiler/Prefetch',
+            lazyfx_dot_v1_dot_compiler__pb2.PrefetchRequest.SerializeToString,
+            lazyfx_dot_v1_dot_compiler__pb2.PrefetchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RememberJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lazyfx.v1.GraphCompiler/RememberJob',
+            lazyfx_dot_v1_dot_compiler__pb2.RememberJobRequest.SerializeToString,
+            lazyfx_dot_v1_dot_compiler__pb2.RememberJobResponse.FromString,
             options,
             channel_credentials,
             insecure,

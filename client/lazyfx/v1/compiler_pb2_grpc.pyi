@@ -170,7 +170,39 @@ _GraphCompilerGetStatsType = typing_extensions.TypeVar(
     ],
 )
 
-class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompilerCompileBatchType, _GraphCompilerGetArtifactType, _GraphCompilerFindMissingBlobsType, _GraphCompilerUploadBlobsType, _GraphCompilerListPassesType, _GraphCompilerGetServerInfoType, _GraphCompilerGetStatsType]):
+_GraphCompilerPrefetchType = typing_extensions.TypeVar(
+    '_GraphCompilerPrefetchType',
+    grpc.UnaryStreamMultiCallable[
+        lazyfx.v1.compiler_pb2.PrefetchRequest,
+        lazyfx.v1.compiler_pb2.PrefetchResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        lazyfx.v1.compiler_pb2.PrefetchRequest,
+        lazyfx.v1.compiler_pb2.PrefetchResponse,
+    ],
+    default=grpc.UnaryStreamMultiCallable[
+        lazyfx.v1.compiler_pb2.PrefetchRequest,
+        lazyfx.v1.compiler_pb2.PrefetchResponse,
+    ],
+)
+
+_GraphCompilerRememberJobType = typing_extensions.TypeVar(
+    '_GraphCompilerRememberJobType',
+    grpc.UnaryUnaryMultiCallable[
+        lazyfx.v1.compiler_pb2.RememberJobRequest,
+        lazyfx.v1.compiler_pb2.RememberJobResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lazyfx.v1.compiler_pb2.RememberJobRequest,
+        lazyfx.v1.compiler_pb2.RememberJobResponse,
+    ],
+    default=grpc.UnaryUnaryMultiCallable[
+        lazyfx.v1.compiler_pb2.RememberJobRequest,
+        lazyfx.v1.compiler_pb2.RememberJobResponse,
+    ],
+)
+
+class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompilerCompileBatchType, _GraphCompilerGetArtifactType, _GraphCompilerFindMissingBlobsType, _GraphCompilerUploadBlobsType, _GraphCompilerListPassesType, _GraphCompilerGetServerInfoType, _GraphCompilerGetStatsType, _GraphCompilerPrefetchType, _GraphCompilerRememberJobType]):
     """Applies passes to torch.fx graphs and renders the results on request."""
 
     @typing.overload
@@ -206,6 +238,14 @@ class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompiler
         grpc.UnaryUnaryMultiCallable[
             lazyfx.v1.compiler_pb2.GetStatsRequest,
             lazyfx.v1.compiler_pb2.GetStatsResponse,
+        ],
+        grpc.UnaryStreamMultiCallable[
+            lazyfx.v1.compiler_pb2.PrefetchRequest,
+            lazyfx.v1.compiler_pb2.PrefetchResponse,
+        ],
+        grpc.UnaryUnaryMultiCallable[
+            lazyfx.v1.compiler_pb2.RememberJobRequest,
+            lazyfx.v1.compiler_pb2.RememberJobResponse,
         ],
     ], channel: grpc.Channel) -> None: ...
 
@@ -243,6 +283,14 @@ class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompiler
             lazyfx.v1.compiler_pb2.GetStatsRequest,
             lazyfx.v1.compiler_pb2.GetStatsResponse,
         ],
+        grpc.aio.UnaryStreamMultiCallable[
+            lazyfx.v1.compiler_pb2.PrefetchRequest,
+            lazyfx.v1.compiler_pb2.PrefetchResponse,
+        ],
+        grpc.aio.UnaryUnaryMultiCallable[
+            lazyfx.v1.compiler_pb2.RememberJobRequest,
+            lazyfx.v1.compiler_pb2.RememberJobResponse,
+        ],
     ], channel: grpc.aio.Channel) -> None: ...
 
     Compile: _GraphCompilerCompileType
@@ -278,6 +326,14 @@ class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompiler
     GetStats: _GraphCompilerGetStatsType
     """The ledger: work requested, performed and saved since the server started."""
 
+    Prefetch: _GraphCompilerPrefetchType
+    """Sends the native artifacts that a job asked for when it last ran, before it asks for them
+    again. Compiles nothing: what is not in the cache is left out.
+    """
+
+    RememberJob: _GraphCompilerRememberJobType
+    """Remembers for Prefetch what a job has asked for, in place of what was remembered before."""
+
 GraphCompilerAsyncStub: typing_extensions.TypeAlias = GraphCompilerStub[
     grpc.aio.UnaryUnaryMultiCallable[
         lazyfx.v1.compiler_pb2.CompileRequest,
@@ -310,6 +366,14 @@ GraphCompilerAsyncStub: typing_extensions.TypeAlias = GraphCompilerStub[
     grpc.aio.UnaryUnaryMultiCallable[
         lazyfx.v1.compiler_pb2.GetStatsRequest,
         lazyfx.v1.compiler_pb2.GetStatsResponse,
+    ],
+    grpc.aio.UnaryStreamMultiCallable[
+        lazyfx.v1.compiler_pb2.PrefetchRequest,
+        lazyfx.v1.compiler_pb2.PrefetchResponse,
+    ],
+    grpc.aio.UnaryUnaryMultiCallable[
+        lazyfx.v1.compiler_pb2.RememberJobRequest,
+        lazyfx.v1.compiler_pb2.RememberJobResponse,
     ],
 ]
 
@@ -388,5 +452,23 @@ class GraphCompilerServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[lazyfx.v1.compiler_pb2.GetStatsResponse, collections.abc.Awaitable[lazyfx.v1.compiler_pb2.GetStatsResponse]]:
         """The ledger: work requested, performed and saved since the server started."""
+
+    @abc.abstractmethod
+    def Prefetch(
+        self,
+        request: lazyfx.v1.compiler_pb2.PrefetchRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[lazyfx.v1.compiler_pb2.PrefetchResponse], collections.abc.AsyncIterator[lazyfx.v1.compiler_pb2.PrefetchResponse]]:
+        """Sends the native artifacts that a job asked for when it last ran, before it asks for them
+        again. Compiles nothing: what is not in the cache is left out.
+        """
+
+    @abc.abstractmethod
+    def RememberJob(
+        self,
+        request: lazyfx.v1.compiler_pb2.RememberJobRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[lazyfx.v1.compiler_pb2.RememberJobResponse, collections.abc.Awaitable[lazyfx.v1.compiler_pb2.RememberJobResponse]]:
+        """Remembers for Prefetch what a job has asked for, in place of what was remembered before."""
 
 def add_GraphCompilerServicer_to_server(servicer: GraphCompilerServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -25,6 +25,8 @@ from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.miss_reasons import Explainer
 from lazyfx_server.compiling.module_making import ModuleMaker
 from lazyfx_server.compiling.pipelines import Pipelines
+from lazyfx_server.compiling.prefetching.job_memory import JobMemory
+from lazyfx_server.compiling.prefetching.prefetching import Prefetching
 from lazyfx_server.compiling.request import RequestReader
 from lazyfx_server.compiling.stored_artifacts import StoredArtifacts
 from lazyfx_server.settings.model import Settings
@@ -43,6 +45,7 @@ class Compiling:
     Attributes:
         compiler: Compiles graphs.
         artifacts: Makes artifacts of compiled modules.
+        prefetching: Finds what jobs asked for when they last ran.
         blobs: Takes uploads.
         forwarding: Asks the upstream; None without one.
         inbound: Reads which servers a call has come through; None without an upstream.
@@ -51,6 +54,7 @@ class Compiling:
 
     compiler: Compiler
     artifacts: Artifacts
+    prefetching: Prefetching
     blobs: Blobs
     forwarding: Forwarding | None
     inbound: InboundCalls | None
@@ -103,7 +107,8 @@ class Compiling:
         artifacts = artifacts_of(settings, counts, storage, workers, quotas, costs, forwarding)
         piece = PART_BYTES if settings.store.blobs is None else BUCKET_PART_BYTES
         blobs = Blobs(store, settings.uploads, fleet, storage.shared, piece)
-        return cls(compiler, artifacts, blobs, forwarding, inbound, quotas)
+        prefetching = Prefetching(JobMemory(store), compiler, artifacts)
+        return cls(compiler, artifacts, prefetching, blobs, forwarding, inbound, quotas)
 
 
 def artifacts_of(

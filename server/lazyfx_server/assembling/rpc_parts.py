@@ -61,6 +61,7 @@ class Rpc:
         service = GraphCompilerService(
             compiler=compiling.compiler,
             artifacts=compiling.artifacts,
+            prefetching=compiling.prefetching,
             blobs=compiling.blobs,
             ledger=counts.ledger,
             settle=counts.deferred.settle,

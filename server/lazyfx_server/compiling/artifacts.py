@@ -130,6 +130,16 @@ class Artifacts:
             if kept and request.kind == pb.ARTIFACT_KIND_INDUCTOR and self._forwarded is None:
                 record = await self._stored.without_kernels(record, module, request.kind, kept)
         self._report(request, module, len(record.data), seconds)
+        return self._artifact(record, module, request, seconds, kernels)
+
+    def _artifact(
+        self,
+        record: worker.ArtifactRecord,
+        module: CompiledModule,
+        request: pb.GetArtifactRequest,
+        seconds: float | None,
+        kernels: worker.KernelCounts | None,
+    ) -> Artifact:
         return Artifact(
             kind=request.kind,
             data=record.data,
@@ -141,6 +151,46 @@ class Artifacts:
             signature=self._signature(record, module, request.kind),
             kernels=kernels,
         )
+
+    async def find(
+        self, request: pb.GetArtifactRequest, module: CompiledModule
+    ) -> ResolvedArtifact | None:
+        """Resolve a request for a native artifact; None if the store has none.
+
+        Raises:
+            InvalidRequestError: A field is wrong.
+            FailedPreconditionError: Artifacts of this server do not run there.
+        """
+        variant = self._native.variant(request)
+        resolved = ResolvedArtifact(request, module, ARTIFACT_KINDS[request.kind], variant)
+        place = artifact_key(resolved.store_key(request.kind))
+        return resolved if await self._stored.has(place) else None
+
+    async def read(
+        self, resolved: ResolvedArtifact, *, max_bytes: int, without_libraries: bool
+    ) -> Artifact | None:
+        """Read a native artifact that `find` has found.
+
+        Args:
+            resolved: From `find`.
+            max_bytes: Its bytes at most.
+            without_libraries: Name its libraries by their digests.
+
+        Returns:
+            None if it is larger, or has been evicted in the meantime.
+        """
+        module, kind = resolved.module, resolved.message.kind
+        record = await self._stored.find(resolved.store_key(kind), module, kind)
+        if record is None:
+            return None
+        # What an upstream has signed is sent as it is.
+        if without_libraries and self._forwarded is None:
+            record = await self._stored.without_kernels(record, module, kind, None)
+        if len(record.data) > max_bytes:
+            return None
+        size = len(record.data)
+        self._observer.observe(ArtifactServed(kind_name(kind), "prefetched", size))
+        return self._artifact(record, module, resolved.message, None, None)
 
     def _report(
         self,

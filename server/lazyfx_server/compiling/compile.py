@@ -93,6 +93,18 @@ class Compiler:
         known = self._reader.known(token, tenant)
         return None if known is None else self._catalog.recent(tenant, known.digest)
 
+    async def find(self, request: pb.CompileRequest, tenant: Tenant) -> CompiledModule | None:
+        """The module that a request without a graph and values asks for, if it is cached.
+
+        Raises:
+            InvalidRequestError: A field is wrong.
+        """
+        resolved = await self._reader.read_named(request, tenant, request.ByteSize())
+        found = await self._catalog.find(tenant, resolved.digest)
+        if isinstance(found, CompiledModule) and not self._is_outdated(found):
+            return found
+        return None
+
     async def compile(
         self, incoming: IncomingCompile, tenant: Tenant, time_left: Callable[[], float | None]
     ) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from cachetools import LRUCache
@@ -36,6 +36,7 @@ _KNOWN_REQUESTS = 4096
 TOKEN_BYTES = 32
 # Longer requests are not kept for other servers.
 _MAX_KEPT_BYTES = 64 * 1024
+_NO_BODY = memoryview(b"")
 # Of a graph, in bytes, for the estimate of its compile.
 _MAX_SIZE = 2**25
 
@@ -114,12 +115,28 @@ class RequestReader:
         if request.request_token:
             return await self._recall(incoming, tenant)
         if request.HasField("graph"):
-            return await compute(incoming.size, self._resolve, incoming, tenant, b"")
-        # Requests without a graph are small, and are repeated for every hit.
+            size, body = incoming.size, incoming.body
+            return await compute(size, self._resolve, request, body, tenant, b"")
+        return await self.read_named(request, tenant, incoming.size)
+
+    async def read_named(
+        self, request: pb.CompileRequest, tenant: Tenant, size: int
+    ) -> ResolvedRequest:
+        """What a request asks for that names its graph but does not contain it.
+
+        Args:
+            request: The request.
+            tenant: Its tenant.
+            size: Its total size in bytes.
+
+        Raises:
+            InvalidRequestError: A field is wrong.
+        """
+        # Such requests are small, and are repeated for every hit.
         token = await sha256(tenant.tag + request.SerializeToString())
         known: ResolvedRequest | None = self._known.get(token)
         if known is None:
-            known = await compute(incoming.size, self._resolve, incoming, tenant, token)
+            known = await compute(size, self._resolve, request, _NO_BODY, tenant, token)
             if known.token:
                 self._known[token] = known
         return known
@@ -144,23 +161,22 @@ class RequestReader:
             )
         known: ResolvedRequest | None = self._known.get(request.request_token)
         if known is None and self._store is not None:
-            known = await self._find_kept(self._store, incoming, tenant)
+            known = await self._find_kept(self._store, request.request_token, tenant)
         if known is None or known.tenant != tenant:
             raise unknown_token(request.request_token)
         return known
 
     async def _find_kept(
-        self, store: Store, incoming: IncomingCompile, tenant: Tenant
+        self, store: Store, token: bytes, tenant: Tenant
     ) -> ResolvedRequest | None:
         """The request that another server has given this token to."""
-        token = incoming.request.request_token
         stored = await store.get(tenant.request(token))
         # The token is a digest of the request, so that nothing else is accepted for it.
         if stored is None or await sha256(tenant.tag + stored) != token:
             return None
         try:
-            found = replace(incoming, request=pb.CompileRequest.FromString(stored))
-            known = await compute(len(stored), self._resolve, found, tenant, token)
+            found = pb.CompileRequest.FromString(stored)
+            known = await compute(len(stored), self._resolve, found, _NO_BODY, tenant, token)
         except (DecodeError, InvalidRequestError):
             return None  # that server knows passes or takes sizes that this one does not
         if known.token:
@@ -168,8 +184,9 @@ class RequestReader:
             self._kept[token] = True
         return known if known.token else None
 
-    def _resolve(self, incoming: IncomingCompile, tenant: Tenant, token: bytes) -> ResolvedRequest:
-        request, body = incoming.request, incoming.body
+    def _resolve(
+        self, request: pb.CompileRequest, body: memoryview, tenant: Tenant, token: bytes
+    ) -> ResolvedRequest:
         check_compile(request, body, self._limits)
         graph_digest = request.graph_digest.sha256
         if request.HasField("graph") and graph_digest != hashlib.sha256(body).digest():

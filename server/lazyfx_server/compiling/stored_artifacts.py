@@ -62,6 +62,10 @@ class StoredArtifacts:
         record.signature.CopyFrom(signature)
         return record
 
+    async def has(self, store_key: str) -> bool:
+        """Whether there is an artifact under a store key; counts as a use of it."""
+        return store_key in await self._store.contains([store_key])
+
     async def add(
         self,
         place: bytes,
@@ -117,9 +121,9 @@ class StoredArtifacts:
         record: worker.ArtifactRecord,
         module: CompiledModule,
         kind: pb.ArtifactKind.ValueType,
-        kept: bytes,
+        kept: bytes | None,
     ) -> worker.ArtifactRecord:
-        """An artifact for a caller who has some of its kernels, signed as it is sent."""
+        """An artifact for a caller who has some of its kernels, or all, signed as it is sent."""
         data = await asyncio.to_thread(without_kept, record.data, kept)
         digest = graph_pb2.Digest(sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
         signature = self._signer.sign(digest, _facts(module, kind), passing=True)

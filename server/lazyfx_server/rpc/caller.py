@@ -18,8 +18,10 @@ from lazyfx_server.compiling.limits.quotas import Quotas
 from lazyfx_server.compiling.tenants import Tenant
 
 # Methods whose calls are charged as requests, and those whose bytes are charged, too.
-_CHARGED: Final = frozenset({"Compile", "GetArtifact", "FindMissingBlobs", "UploadBlobs"})
-_CHARGED_BYTES: Final = frozenset({"Compile", "GetArtifact"})
+_CHARGED: Final = frozenset(
+    {"Compile", "GetArtifact", "FindMissingBlobs", "UploadBlobs", "Prefetch", "RememberJob"}
+)
+_CHARGED_BYTES: Final = frozenset({"Compile", "GetArtifact", "RememberJob"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from lazyfx.shared.native.native_request import MAX_KEPT_BYTES
+from lazyfx.shared.native.prefetch_keys import (
+    MAX_ARTIFACTS,
+    MAX_COMPILE_BYTES,
+    MAX_JOBS,
+    MAX_NATIVES,
+)
 from lazyfx_server.compiling.limits.request_checks import (
     MAX_LIST_ITEMS,
     MAX_NAME_BYTES,
@@ -19,6 +25,7 @@ from lazyfx_server.settings.part import Bound
 
 # Fields that are checked in detail when they are read: lengths of digests, names of dtypes.
 _SMALL = Bound(1024)
+_ANY = Bound(2**31)
 _NAME = Bound(MAX_NAME_BYTES, "")
 _LIST = Bound(MAX_LIST_ITEMS, "")
 _OPTIONS = Bound(MAX_OPTIONS, "")
@@ -48,7 +55,9 @@ def request_bounds(
             10: FieldBounds("expected", _SMALL, inside=fingerprints),
         }
     )
-    names = _presentation(limits)
+    names, native = _presentation(limits), _native(option)
+    jobs = FieldBounds("jobs", _SMALL, Bound(MAX_JOBS, ""))
+    remembered = _remembered(compile_request)
     return {
         "Compile": compile_request,
         "CompileBatch": MessageBounds(
@@ -65,7 +74,7 @@ def request_bounds(
                 4: FieldBounds("offset"),
                 5: FieldBounds("constant", _SMALL, inside=digest),
                 6: FieldBounds("purpose"),
-                7: FieldBounds("native", inside=_native(option)),
+                7: FieldBounds("native", inside=native),
                 8: FieldBounds("priority"),
                 9: FieldBounds("kept_kernels", Bound(MAX_KEPT_BYTES, "")),
             }
@@ -83,7 +92,24 @@ def request_bounds(
         "ListPasses": MessageBounds(),
         "GetServerInfo": MessageBounds(),
         "GetStats": MessageBounds(),
+        "Prefetch": MessageBounds(
+            {1: jobs, 2: FieldBounds("without_libraries"), 3: FieldBounds("max_bytes")}
+        ),
+        "RememberJob": MessageBounds(
+            {
+                1: jobs,
+                2: FieldBounds("artifacts", _ANY, Bound(MAX_ARTIFACTS, ""), remembered),
+                3: FieldBounds("natives", _ANY, Bound(MAX_NATIVES, ""), native),
+            }
+        ),
     }
+
+
+def _remembered(compile_request: MessageBounds) -> MessageBounds:
+    size = Bound(MAX_COMPILE_BYTES, "")
+    return MessageBounds(
+        {1: FieldBounds("compile", size, inside=compile_request), 2: FieldBounds("native")}
+    )
 
 
 def _binding(digest: MessageBounds) -> MessageBounds:
@@ -120,7 +146,7 @@ def _presentation(limits: RequestLimits) -> FieldBounds:
             2: FieldBounds("stem", column, names),
             3: FieldBounds("suffix", column, names),
             4: FieldBounds("attribute_paths", text, names, total=names),
-            5: FieldBounds("placeholder_targets", Bound(2**31), names, target, total=names),
+            5: FieldBounds("placeholder_targets", _ANY, names, target, total=names),
         }
     )
     signature = MessageBounds(
@@ -131,7 +157,7 @@ def _presentation(limits: RequestLimits) -> FieldBounds:
     )
     message = MessageBounds(
         {
-            1: FieldBounds("graphs", Bound(2**31), names, graph_names),
+            1: FieldBounds("graphs", _ANY, names, graph_names),
             2: FieldBounds("device_indices", column, names),
             3: FieldBounds("signature", inside=signature),
             4: FieldBounds("process_groups", text, names),
@@ -183,11 +209,11 @@ def _passes(limits: RequestLimits, option: MessageBounds) -> FieldBounds:
     spec = MessageBounds()
     spec.fields = {
         1: FieldBounds("name", _NAME),
-        2: FieldBounds("options", Bound(2**31), _OPTIONS, option),
-        3: FieldBounds("rewrites", Bound(2**31), rewrites, rewrite, total=rewrites),
-        4: FieldBounds("passes", Bound(2**31), most, spec, total=most),
+        2: FieldBounds("options", _ANY, _OPTIONS, option),
+        3: FieldBounds("rewrites", _ANY, rewrites, rewrite, total=rewrites),
+        4: FieldBounds("passes", _ANY, most, spec, total=most),
     }
-    return FieldBounds("passes", Bound(2**31), most, spec)
+    return FieldBounds("passes", _ANY, most, spec)
 
 
 def _native(option: MessageBounds) -> MessageBounds:
@@ -204,8 +230,8 @@ def _native(option: MessageBounds) -> MessageBounds:
     return MessageBounds(
         {
             1: FieldBounds("target", inside=target),
-            2: FieldBounds("states", Bound(2**31), _LIST, option),
-            3: FieldBounds("settings", Bound(2**31), _LIST, option),
+            2: FieldBounds("states", _ANY, _LIST, option),
+            3: FieldBounds("settings", _ANY, _LIST, option),
             4: FieldBounds("configuration", _SMALL),
             5: FieldBounds("setting_digests", Bound(65_536)),
         }

@@ -28,6 +28,8 @@ _MESSAGES: Final[Mapping[str, type[Message]]] = {
     "ListPasses": pb.ListPassesRequest,
     "GetServerInfo": pb.GetServerInfoRequest,
     "GetStats": pb.GetStatsRequest,
+    "Prefetch": pb.PrefetchRequest,
+    "RememberJob": pb.RememberJobRequest,
 }
 _BATCH_FIELDS: Final = MessageBounds(
     {1: FieldBounds("request_id", mark=True), 2: FieldBounds("request")}

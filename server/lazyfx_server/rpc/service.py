@@ -22,13 +22,15 @@ from lazyfx_server.compiling.artifacts import Artifacts
 from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.compile import Compiler
 from lazyfx_server.compiling.forwarding.forwarding import Forwarding
+from lazyfx_server.compiling.prefetching.prefetching import Prefetching
 from lazyfx_server.compiling.server_ledger import ServerLedger
 from lazyfx_server.compiling.tenants import Tenant
-from lazyfx_server.errors import InvalidRequestError, MissingInputsError, TimedOutError
+from lazyfx_server.errors import MissingInputsError, TimedOutError
 from lazyfx_server.jobs.artifact_kinds import ARTIFACT_KINDS, is_native
 from lazyfx_server.jobs.native.progress import made_progress
 from lazyfx_server.passes import PassDescription, Registry
 from lazyfx_server.passes.named_pipelines import NamedPipelines
+from lazyfx_server.rpc.artifact_streams import artifact_parts, prefetched_parts
 from lazyfx_server.rpc.authentication import Identification
 from lazyfx_server.rpc.call_log import log_failure
 from lazyfx_server.rpc.caller import Caller, caller_name, current_caller
@@ -41,7 +43,6 @@ from lazyfx_server.security.signing import Signer
 from lazyfx_server.settings.limits import CallLimits
 from lazyfx_server.store import StoreStats
 
-CHUNK_BYTES = 512 * 1024
 # How often a caller gets the progress of a native artifact.
 PROGRESS_SECONDS = 0.5
 _INVALID_ARGUMENT: Final[int] = grpc.StatusCode.INVALID_ARGUMENT.value[0]
@@ -95,6 +96,7 @@ class GraphCompilerService(GraphCompilerServicer):
         *,
         compiler: Compiler,
         artifacts: Artifacts,
+        prefetching: Prefetching,
         blobs: Blobs,
         ledger: ServerLedger,
         settle: Callable[[], None],
@@ -108,6 +110,7 @@ class GraphCompilerService(GraphCompilerServicer):
     ) -> None:
         self._compiler = compiler
         self._artifacts = artifacts
+        self._prefetching = prefetching
         self._blobs = blobs
         self._ledger = ledger
         self._settle = settle
@@ -221,30 +224,23 @@ class GraphCompilerService(GraphCompilerServicer):
             yield pb.GetArtifactResponse(
                 progress=made_progress(artifact.kernels, artifact.render_seconds)
             )
-        size = len(artifact.data)
-        if request.offset > size:
-            raise InvalidRequestError.of_field(
-                "offset", f"is {request.offset}; the artifact has {size} bytes"
-            )
-        yield pb.GetArtifactResponse(
-            header=pb.ArtifactHeader(
-                kind=artifact.kind,
-                size_bytes=size,
-                media_type=artifact.media_type,
-                rendered=artifact.rendered,
-            )
-        )
-        for offset in range(request.offset, size, CHUNK_BYTES):
-            data = artifact.data[offset : offset + CHUNK_BYTES]
-            yield pb.GetArtifactResponse(chunk=pb.ArtifactChunk(offset=offset, data=data))
-        yield pb.GetArtifactResponse(
-            trailer=pb.ArtifactTrailer(
-                digest=artifact.digest,
-                recompiles=artifact.recompiles,
-                render_seconds=artifact.render_seconds,
-                signature=artifact.signature,
-            )
-        )
+        for part in artifact_parts(artifact, request.offset):
+            yield part
+
+    async def Prefetch(self, request: Any, context: Context) -> AsyncIterator[pb.PrefetchResponse]:
+        """See compiler.proto."""
+        caller = current_caller()
+        async with self._decoder.reading("Prefetch", request, caller.tenant) as message:
+            server = await self._describe_server()
+            async for part in prefetched_parts(self._prefetching, message, caller, server):
+                yield part
+
+    async def RememberJob(self, request: Any, context: Context) -> pb.RememberJobResponse:
+        """See compiler.proto."""
+        tenant = current_caller().tenant
+        async with self._decoder.reading("RememberJob", request, tenant) as message:
+            await self._prefetching.memory.remember(message, tenant)
+        return pb.RememberJobResponse()
 
     async def FindMissingBlobs(self, request: Any, context: Context) -> pb.FindMissingBlobsResponse:
         """See compiler.proto."""
@@ -282,6 +278,9 @@ class GraphCompilerService(GraphCompilerServicer):
     async def GetServerInfo(self, request: Any, context: Context) -> pb.GetServerInfoResponse:
         """See compiler.proto."""
         await self._read_empty("GetServerInfo", request)
+        return await self._describe_server()
+
+    async def _describe_server(self) -> pb.GetServerInfoResponse:
         targets = await self._facts.native_targets()
         response = pb.GetServerInfoResponse(
             lazyfx_version=version("lazyfx"),

@@ -164,6 +164,11 @@ class RemoteStore(QuarantiningStore, Protocol):
     Its methods raise UnreachableError if it did not answer, StoreError if it refused.
     """
 
+    async def get(self, key: str) -> bytes | None:
+        """See `Store.get`."""
+        reading = await self.begin_get(key)
+        return None if reading is None else await reading.rest()
+
     async def begin_get(self, key: str) -> Reading | None:
         """`get` in two steps: the answer has begun, the value has arrived."""
 

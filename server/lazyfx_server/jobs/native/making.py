@@ -39,7 +39,7 @@ from lazyfx_server.v1 import worker_pb2 as worker
 _log = logging.getLogger(__name__)
 
 _Maker = Callable[
-    [GraphModule, list[Any], FakeTensorMode, dict[str, Any], Progress],
+    [GraphModule, list[Any], FakeTensorMode, dict[str, Any]],
     "pb.NativeBundle | pb.AotPackage",
 ]
 _MAKERS: Final[dict[int, _Maker]] = {
@@ -81,9 +81,12 @@ def _made(job: worker.NativeJob, *, calls_blocks: bool) -> worker.NativeResult:
     inputs = fake_inputs(module, mode)
     recall_items(module)
     name_regions(module)
+    # Of a bundle, the server counts the kernels one by one; a package is compiled in one piece.
+    if job.kind == pb.ARTIFACT_KIND_AOT_INDUCTOR:
+        progress.stage("compiling")
     with apply_request(job.request), checked_sources():
         blocks = _equal_blocks(module, inputs, job) if calls_blocks else []
-        made = _MAKERS[job.kind](module, inputs, mode, host_settings(job), progress)
+        made = _MAKERS[job.kind](module, inputs, mode, host_settings(job))
     progress.stage("packing")
     made.target.CopyFrom(build_target(job))
     made.conditions = conditions_digest(job.request)

@@ -9,7 +9,7 @@ LookupResult: TypeAlias = Literal["hit", "miss", "joined"]
 Stage: TypeAlias = Literal["compile", "render", "kernel"]
 KernelSource: TypeAlias = Literal["found", "joined", "compiled", "failed"]
 NativeResult: TypeAlias = Literal["made", "only_traced", "failed", "stopped"]
-ArtifactSource: TypeAlias = Literal["rendered", "cached"]
+ArtifactSource: TypeAlias = Literal["rendered", "cached", "prefetched"]
 Abandonment: TypeAlias = Literal["dropped", "stopped", "continued"]
 """What happens to an abandoned flight: it had not begun, it is stopped, or it continues."""
 FleetOutcome: TypeAlias = Literal["led", "joined", "taken_over", "hedged", "unleased", "outrun"]
@@ -173,7 +173,8 @@ class ArtifactServed:
 
     Attributes:
         kind: E.g. "code", "pickle" or "inductor".
-        source: "rendered" for this request, or "cached".
+        source: "rendered" for this request, "cached", or "prefetched": sent before the client asked
+            for it.
         bytes: Bytes sent.
         seconds: Seconds that rendering took, now or when it was cached.
     """

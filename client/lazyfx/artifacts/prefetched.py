@@ -1,0 +1,137 @@
+"""Assembles what a server sends before it is asked for; stops at the first part out of order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from lazyfx.errors import ProtocolError
+from lazyfx.shared.answers.answer_bounds import AnswerBounds
+from lazyfx.shared.answers.downloads import Download
+from lazyfx.shared.answers.responses import check_response
+from lazyfx.shared.native.prefetch_keys import KEY_BYTES, MAX_ARTIFACTS
+from lazyfx.trust.verifying import Provenance
+from lazyfx.v1 import compiler_pb2 as pb
+
+
+@dataclass(frozen=True, slots=True)
+class PrefetchedArtifact:
+    """A native artifact that arrived before it was asked for; its signature has been verified.
+
+    Attributes:
+        key: From `prefetch_key`.
+        compiled: What the server would answer to the compile.
+        data: A serialized NativeBundle, perhaps without libraries.
+        provenance: Who signed it.
+    """
+
+    key: bytes
+    compiled: pb.CompileResponse
+    data: bytes
+    provenance: Provenance
+
+
+class PrefetchReceiver(Protocol):
+    """What receives artifacts while they arrive, in the thread that reads them."""
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether to read on."""
+
+    def progressed(self) -> None:
+        """Called for each part."""
+
+    def planned(self, plan: pb.PrefetchPlan) -> None:
+        """Called once, with the keys of what will arrive, if the server is trusted."""
+
+    def arrived(self, artifact: PrefetchedArtifact) -> None:
+        """Called with each artifact."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnverifiedArtifact:
+    """A complete artifact whose signature has not been verified.
+
+    Attributes:
+        module: What it belongs to.
+        data: Its bytes, which match the digest in its trailer.
+        trailer: Has the signature.
+    """
+
+    module: pb.PrefetchedModule
+    data: bytes
+    trailer: pb.ArtifactTrailer
+
+    @property
+    def request(self) -> pb.GetArtifactRequest:
+        """The request that would have fetched it."""
+        return pb.GetArtifactRequest(
+            module_key=self.module.compiled.module_key, kind=pb.ARTIFACT_KIND_INDUCTOR
+        )
+
+
+class PrefetchStream:
+    """Assembles the parts of one stream.
+
+    Args:
+        bounds: Bounds on each answer.
+        max_bytes: Bytes of all artifacts.
+    """
+
+    def __init__(self, bounds: AnswerBounds, max_bytes: int) -> None:
+        self._bounds = bounds
+        self._left = min(max_bytes, bounds.max_artifact_bytes)
+        self._expected: list[bytes] | None = None
+        self._module: pb.PrefetchedModule | None = None
+        self._download: Download | None = None
+
+    def take(self, part: pb.PrefetchResponse) -> pb.PrefetchPlan | UnverifiedArtifact | None:
+        """Add the next part.
+
+        Returns:
+            The plan, or an artifact that this part completes.
+
+        Raises:
+            ProtocolError: It is out of order, malformed, or too much.
+            ArtifactError: An artifact does not match its size or digest.
+        """
+        kind = part.WhichOneof("part")
+        if kind == "plan" and self._expected is None:
+            self._expected = _checked_keys(part.plan)
+            return part.plan
+        if kind == "module" and self._expected is not None and self._module is None:
+            self._begin(part.module)
+        elif kind == "artifact" and self._download is not None:
+            self._download.take(part.artifact)
+            if part.artifact.WhichOneof("part") == "trailer":
+                return self._complete(self._download)
+        else:
+            raise ProtocolError(f"the server sent {kind}, which does not belong here", field="part")
+        return None
+
+    def _begin(self, module: pb.PrefetchedModule) -> None:
+        if self._expected is None or module.key not in self._expected:
+            raise ProtocolError("is not one that was announced", field="module.key")
+        self._expected.remove(module.key)
+        check_response(module.compiled, self._bounds)
+        self._module = module
+        bounds = replace(self._bounds, max_artifact_bytes=self._left)
+        self._download = Download(pb.GetArtifactRequest(kind=pb.ARTIFACT_KIND_INDUCTOR), bounds)
+
+    def _complete(self, download: Download) -> UnverifiedArtifact:
+        assert self._module is not None
+        data, trailer = download.finish()
+        self._left -= len(data)
+        whole = UnverifiedArtifact(self._module, data, trailer)
+        self._module = self._download = None
+        return whole
+
+
+def _checked_keys(plan: pb.PrefetchPlan) -> list[bytes]:
+    if len(plan.keys) > MAX_ARTIFACTS:
+        raise ProtocolError(
+            f"has {len(plan.keys)} entries; at most {MAX_ARTIFACTS} are allowed", field="plan.keys"
+        )
+    if any(len(key) != KEY_BYTES for key in plan.keys):
+        raise ProtocolError(f"a key must be {KEY_BYTES} bytes long", field="plan.keys")
+    return list(plan.keys)
