@@ -122,7 +122,7 @@ zoo-passes: $(STAMP) ## Run every pass over real architectures, and compare a tr
 bench-warm: $(STAMP) ## Measure the first step of a job that has run before; ARGS="--delay 10 --kept"
 	$(BIN)/python -m bench.warm_start $(ARGS)
 
-bench-training: $(STAMP) ## Measure the time to the first training step, in six ways; ARGS="--ranks 1,4"
+bench-training: $(STAMP) ## Measure the time to the first training step, with five kinds of cache; ARGS="--ranks 1,4"
 	$(BIN)/python -m bench.training $(ARGS)
 
 # Uses the host's own torch. Without network: run `make gpu-wheels` elsewhere, for the same
