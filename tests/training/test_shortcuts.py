@@ -91,3 +91,28 @@ def test_the_usual_build_is_that_of_a_kernel(tmp_path: Path) -> None:
     usual, kernel = run.stdout.splitlines()[-2:]
     assert usual == kernel
     assert "cpp_prefix.h" in usual
+
+
+PREPARED = """
+import os
+import lazyfx_server.jobs.native.ahead.prepared_inductor
+from torch._functorch import aot_autograd
+from torch._inductor import codecache, cpu_vec_isa
+from torch._inductor.fx_passes import joint_graph
+
+assert joint_graph.lazy_init.cache_info().currsize
+left = [
+    cpu_vec_isa.valid_vec_isa_list.cache_info().currsize,
+    codecache.CacheBase.get_local_cache_path.cache_info().currsize,
+    next(aot_autograd.AOT_COUNTER),
+    len(codecache.PyCodeCache.modules),
+    len(codecache.CppPythonBindingsCodeCache.cache),
+    int("TORCHINDUCTOR_CACHE_DIR" in os.environ and "warm-up" in os.environ["TORCHINDUCTOR_CACHE_DIR"]),
+]
+print(left)
+"""
+
+
+def test_a_process_that_is_prepared_holds_nothing_of_its_compile() -> None:
+    run = nursery.run("native_server", ["-c", PREPARED], check=True)
+    assert run.stdout.split("\n")[-2] == str([0] * 6)

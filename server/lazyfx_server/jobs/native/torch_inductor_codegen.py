@@ -30,7 +30,7 @@ from torch._inductor import (
 from torch._inductor.exc import CppCompileError
 from torch._inductor.fx_passes import joint_graph
 from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
-from torch._inductor.utils import ALIGN_BYTES
+from torch._inductor.utils import ALIGN_BYTES, clear_caches
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -161,6 +161,7 @@ def compiling_for_nobody() -> Iterator[None]:
             yield
         finally:
             codecache.PyCodeCache.cache_clear(purge=True)
+            clear_caches()  # such as that of the path of the cache folder
 
 
 def _none_donated(*_: Any, **__: Any) -> list[int]:

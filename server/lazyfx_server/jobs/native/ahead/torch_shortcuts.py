@@ -20,8 +20,12 @@ SIMPLIFY: Final = sizevars.simplify_index_in_vec_range
 
 def install() -> None:
     """Replace them in this process."""
-    sizevars.simplify_index_in_vec_range = simplify_index
-    common.DtypePropagationOpsHandler = _DtypeHandlers().current  # type: ignore[misc,assignment]
+    for module, name, shortcut in (
+        (sizevars, "simplify_index_in_vec_range", simplify_index),
+        (common, "DtypePropagationOpsHandler", _DtypeHandlers().current),
+    ):
+        getattr(module, name)  # raises if torch has moved it
+        setattr(module, name, shortcut)
 
 
 def simplify_index(index: sympy.Expr, var: sympy.Expr, vec_length: int) -> sympy.Expr:
