@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance remote-share saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -38,9 +38,9 @@ demo: $(STAMP) ## Set up, then run the main use case on this machine: server, re
 WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --durations=20 --durations-min=1
 
-test: $(STAMP) ## Set up, then run all tests but the long ones, and list the slowest 20; ARGS=path runs all of those
+test: $(STAMP) ## Set up, then run all tests but the long ones (LONG=1: these too), and list the slowest 20; ARGS=path runs all of those
 	$(BIN)/python -m compileall -q client server
-	$(PYTEST) $(if $(ARGS),$(ARGS),-m 'not slow and not long')
+	$(PYTEST) $(if $(ARGS),$(ARGS),-m $(if $(LONG),'not slow','not slow and not long'))
 
 test-long: $(STAMP) ## The long tests: those that compile C++, real models, very many cases
 	$(BIN)/python -m compileall -q client server
@@ -104,6 +104,9 @@ saved-formats: $(STAMP) ## Save graphs of the zoo and of torch's databases, call
 conformance: $(STAMP) ## Send torch's databases of operators and modules through a server (30 min); ARGS="'op linalg*' --calls 3"
 	$(BIN)/python -m conformance $(ARGS)
 
+remote-share: $(STAMP) ## Count the graphs of torch's databases and the zoo that go remote, others by reason (2 h); ARGS="'op *' --every 6"
+	$(BIN)/python -m conformance.remote $(ARGS)
+
 # Not in .venv itself, because transformers imports torchao if it finds it.
 torchao: $(STAMP) ## Install torchao next to .venv, and run the tests that need it
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/torchao torchao
@@ -115,7 +118,7 @@ zoo-passes: $(STAMP) ## Run every pass over real architectures, and compare a tr
 bench-warm: $(STAMP) ## Measure the first step of a job that has run before; ARGS="--delay 10 --kept"
 	$(BIN)/python -m bench.warm_start $(ARGS)
 
-bench-training: $(STAMP) ## Measure the time to the first training step, in six ways; ARGS="--ranks 1,4"
+bench-training: $(STAMP) ## Measure the time to the first training step, with five kinds of cache; ARGS="--ranks 1,4"
 	$(BIN)/python -m bench.training $(ARGS)
 
 # Uses the host's own torch. Without network: run `make gpu-wheels` elsewhere, for the same

@@ -14,6 +14,7 @@ from typing import Any
 import file_order
 import nursery
 import pytest
+import shared_headers
 from servers import RunningServer, start_server
 
 import lazyfx
@@ -53,6 +54,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         run = contextlib.ExitStack()
         run.enter_context(nursery.nurseries())
+        run.enter_context(shared_headers.shared_headers())
         config.add_cleanup(run.close)
 
 

@@ -121,11 +121,13 @@ def test_one_that_was_announced_is_waited_for_while_parts_arrive(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(receiving, "_PART_SECONDS", 60.0)
-    go_on = threading.Event()
-    made = received(planned(KEY), lambda _: go_on.wait(60), arrived(KEY))
+    go_on, asked = threading.Event(), threading.Event()
+    steps = (lambda _: go_on.wait(60), lambda receiver: receiver.progressed(), arrived(KEY))
+    made = received(planned(KEY), *steps, lambda _: asked.wait(60), arrived(OTHER))
     threading.Timer(0.05, go_on.set).start()
     assert made.take(b"not announced") is None
-    assert made.take(KEY) is not None
+    assert made.take(KEY) is not None, "it is handed out as it arrives, while the stream goes on"
+    asked.set()
 
 
 @pytest.mark.parametrize("steps", [(), (planned(KEY),)])

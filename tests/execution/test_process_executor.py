@@ -249,7 +249,7 @@ async def test_restarts_leak_no_descriptors(start: Start, restarts: int) -> None
         return open_descriptors()
 
     before = await crash(3)
-    assert await crash(restarts) <= before + restarts // 3
+    assert await crash(restarts) <= before + 6
 
 
 async def test_mixed_jobs_give_no_wrong_result_and_leave_no_orphan(

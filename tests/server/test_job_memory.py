@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from server.harness import refused
+from server.harness import connected, refused
+from servers import RunningServer
 
 from lazyfx.shared.native.prefetch_keys import MAX_COMPILE_BYTES, MAX_JOB_BYTES
 from lazyfx.v1 import compiler_pb2 as pb
@@ -84,8 +85,13 @@ async def test_what_is_wrong_is_refused_with_its_field(field: str) -> None:
 
 
 def test_over_grpc_bounds_come_first_and_an_unknown_job_has_a_plan_without_keys(
-    stub: GraphCompilerStub,
+    server: RunningServer,
 ) -> None:
+    with connected(server.address) as stub:
+        _refuse_and_answer(stub)
+
+
+def _refuse_and_answer(stub: GraphCompilerStub) -> None:
     long = remembered(1)
     long.artifacts[0].compile.passes.add(name="x" * 200)
     long.artifacts[0].compile.passes[0].options.add(name="y" * 100).value.text = "z" * 2**15

@@ -19,7 +19,7 @@ import torch
 from harness import metrics, total
 from hostile.relay import Relay, relayed
 from torch import nn
-from training.loops import Net, Training, assert_same, batches, train
+from training.loops import Training, assert_same, batches, train
 
 import lazyfx
 from lazyfx.backend import close_sessions, compile_graph, dynamo_entry, reset_backend_report
@@ -37,10 +37,11 @@ class Twice(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.net, self.scale = Net(width=width), nn.Parameter(torch.ones(4))
+        torch.manual_seed(0)
+        self.first, self.scale = nn.Linear(8, width), nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.net(x)
+        y = torch.tanh(self.first(x))
         torch._dynamo.graph_break()
         return y * self.scale
 
@@ -159,8 +160,7 @@ def test_another_model_takes_the_normal_path_and_is_remembered_in_its_place(
     before = calls(native_server)
     changed = trained(native_server, 54)
     assert_same(changed, train(Twice(54), batches()))
-    # The second graph is the same.
-    assert prefetched() == [False, True]
+    assert prefetched() == [False, False]
     remembered(native_server, before)
     again = trained(native_server, 54)
     assert prefetched() == [True, True]
@@ -280,9 +280,9 @@ def test_a_key_that_is_not_the_pinned_one_ends_it_before_an_artifact_arrives(
 PROGRAM = """
 import sys
 import torch
-from training.loops import Net, batches, train
+from training.loops import batches, train
 import lazyfx
-model = Net(width=int(sys.argv[1]))
+model = torch.nn.Linear(8, int(sys.argv[1]))
 train(model, batches(), torch.compile(model, backend="lazyfx"))
 print(lazyfx.backend_report())
 """

@@ -12,7 +12,7 @@ from typing import Any, Final
 from torch.fx import GraphModule
 
 from lazyfx.backend.agreement import DisagreementError, RankStatus, agree
-from lazyfx.backend.fallback_report import KernelCounts, Outcome, records
+from lazyfx.backend.fallback_report import EqualBlocks, KernelCounts, Outcome, records
 from lazyfx.backend.local import compile_locally
 from lazyfx.backend.options import BackendOptions, read_options
 from lazyfx.backend.planning.plans import Plan, ask_for_all, make_plan
@@ -78,6 +78,7 @@ class _Graph:
     digest: str = ""
     divergence: str = ""
     kernels: KernelCounts | None = None
+    equal_blocks: tuple[EqualBlocks, ...] = ()
     recorded: str = ""
     compiled: bool = False
     prefetched: bool = False
@@ -137,6 +138,7 @@ class _Graph:
             self.kernels = KernelCounts(
                 sum(each.known for each in built), sum(each.compiled for each in built)
             )
+        self.equal_blocks = tuple(group for answer in answers for group in answer.equal_blocks)
         self.compiled = any(answer.compiled for answer in answers)
         self.prefetched = bool(answers) and all(answer.prefetched for answer in answers)
         return plan.join(code)
@@ -177,6 +179,7 @@ class _Graph:
     def _deferred(self, session: Session, graph_request: GraphRequest) -> Runnable:
         def swapped(answer: GraphResult) -> None:
             self.digest, self.kernels = answer.digest, answer.kernels
+            self.equal_blocks = answer.equal_blocks
             self.compiled, self.prefetched = answer.compiled, answer.prefetched
             self._record("remote", cache=answer.cache)
 
@@ -209,6 +212,7 @@ class _Graph:
             reason=reason,
             divergence=self.divergence,
             kernels=self.kernels,
+            equal_blocks=self.equal_blocks,
             compiled=self.compiled,
             prefetched=self.prefetched,
             recorded=self.recorded,

@@ -617,11 +617,14 @@ class NativeResult(google.protobuf.message.Message):
     SECONDS_FIELD_NUMBER: builtins.int
     ONLY_TRACED_FIELD_NUMBER: builtins.int
     KERNELS_FIELD_NUMBER: builtins.int
+    REPEATED_BLOCKS_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     media_type: builtins.str
     seconds: builtins.float
     only_traced: builtins.bool
     """It only lists the floats that must be constants; nothing was compiled."""
+    repeated_blocks: builtins.int
+    """Blocks that were not compiled because they equal others."""
     @property
     def kernels(self) -> Global___KernelCounts:
         """What became of its C++ sources; set by the server."""
@@ -634,9 +637,10 @@ class NativeResult(google.protobuf.message.Message):
         seconds: builtins.float = ...,
         only_traced: builtins.bool = ...,
         kernels: Global___KernelCounts | None = ...,
+        repeated_blocks: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["kernels", b"kernels"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "kernels", b"kernels", "media_type", b"media_type", "only_traced", b"only_traced", "seconds", b"seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "kernels", b"kernels", "media_type", b"media_type", "only_traced", b"only_traced", "repeated_blocks", b"repeated_blocks", "seconds", b"seconds"]) -> None: ...
 
 Global___NativeResult: typing_extensions.TypeAlias = NativeResult
 

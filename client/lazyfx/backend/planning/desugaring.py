@@ -8,10 +8,12 @@ that are left have plain tensors as inputs and operators as nodes, so the server
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch.fx import GraphModule
@@ -22,6 +24,8 @@ from lazyfx.backend.planning.parts import Computing, Part, computing_part
 from lazyfx.backend.remote import GraphRequest, Runnable, make_request
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import mode_settings
+
+_Trace: TypeAlias = Callable[[GraphModule, Sequence[Any], torch_aot.CompilePart], Runnable]
 
 # The backward is traced for the strides that the forward's results have uncompiled.
 _KEPT_STRIDES: Final = {"keep_output_stride": True}
@@ -43,7 +47,9 @@ class Desugared:
 
 
 def desugar(module: GraphModule, inputs: Sequence[Any], options: BackendOptions) -> Desugared:
-    """Trace a graph with AOTAutograd.
+    """Trace a graph with AOTAutograd: as Inductor does if that is possible, or else as torch does.
+
+    Inductor's decompositions use some operators that exist only where it has been imported.
 
     Args:
         module: The graph; it is not changed.
@@ -54,20 +60,33 @@ def desugar(module: GraphModule, inputs: Sequence[Any], options: BackendOptions)
         UnsupportedGraphError: A graph of AOTAutograd cannot be compiled elsewhere either.
         Exception: Whatever AOTAutograd raises.
     """
-    parts: list[Part] = []
-    inputs_of: dict[Part, list[Any]] = {}
+    if options.compile == "inductor":
+        settings = {**(mode_settings(options.mode) if options.mode else {}), **options.inductor}
+        as_inductor = partial(torch_aot.trace_as_inductor, settings=settings)
+        with contextlib.suppress(UnsupportedGraphError):
+            return _desugar(module, inputs, options, as_inductor)
+    return _desugar(module, inputs, options, torch_aot.trace_as_eager)
 
-    def compile_part(traced: GraphModule, fakes: Sequence[Any]) -> Part:
-        part = Part(computing_part(traced))
-        if not part.computing.is_empty:
+
+def _desugar(
+    module: GraphModule, inputs: Sequence[Any], options: BackendOptions, trace: _Trace
+) -> Desugared:
+    parts: list[Part] = []
+    traced: list[tuple[Computing, list[Any]]] = []
+
+    def compile_part(graph: GraphModule, fakes: Sequence[Any]) -> Part:
+        computing = computing_part(graph)
+        part = Part(computing)
+        if not computing.is_empty:
             parts.append(part)
-            inputs_of[part] = [fakes[number] for number in part.computing.inputs]
+            traced.append((computing, [fakes[number] for number in computing.inputs]))
         return part
 
-    call = _trace(module, inputs, options, compile_part)
+    call = trace(_copy(module), inputs, compile_part)
+    for computing, _ in traced[1:]:
+        _refuse_draws(computing)
     # Not while torch traces, which changes settings on which an artifact depends.
-    requests = [_request(part.computing, inputs_of[part], options) for part in parts]
-    return Desugared(call, parts, requests)
+    return Desugared(call, parts, [_request(*each, options) for each in traced])
 
 
 def _request(computing: Computing, inputs: Sequence[Any], options: BackendOptions) -> GraphRequest:
@@ -86,19 +105,6 @@ def _request(computing: Computing, inputs: Sequence[Any], options: BackendOption
     return request
 
 
-def _trace(
-    module: GraphModule,
-    inputs: Sequence[Any],
-    options: BackendOptions,
-    compile_part: Callable[[GraphModule, Sequence[Any]], Part],
-) -> Runnable:
-    own = _copy(module)
-    if options.compile == "eager":
-        return torch_aot.trace_as_eager(own, inputs, compile_part)
-    settings = {**(mode_settings(options.mode) if options.mode else {}), **options.inductor}
-    return torch_aot.trace_as_inductor(own, inputs, compile_part, settings)
-
-
 def _copy(module: GraphModule) -> GraphModule:
     """A copy with the same tensors: writes to them are those of the graph."""
     tensors: dict[int, Any] = {
@@ -108,6 +114,17 @@ def _copy(module: GraphModule) -> GraphModule:
         if isinstance(value, torch.Tensor)
     }
     return copy.deepcopy(module, tensors)
+
+
+def _refuse_draws(backward: Computing) -> None:
+    """Refuse a backward graph that draws random numbers: they may stand for those of the forward.
+
+    Raises:
+        UnsupportedGraphError: It draws some.
+    """
+    for node in backward.module.graph.nodes:
+        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise UnsupportedGraphError("the backward graph draws random numbers", node=node.name)
 
 
 def _refuse_symbolic_strides(computing: Computing) -> None:

@@ -54,34 +54,32 @@ class Part:
     """A graph of AOTAutograd as a function of a list of inputs, once it has its code.
 
     Attributes:
-        code: A function of the inputs of `computing.module`.
+        code: A function of the inputs of the piece that computes; None if there is no such piece.
 
     Args:
-        computing: What the code computes.
+        computing: That piece. Its graph is not kept.
     """
 
     def __init__(self, computing: Computing) -> None:
-        self.computing = computing
         self.code: _Code | None = None
+        self._inputs, self._results = computing.inputs, computing.results
+        self._given, self._constants = computing.given, computing.constants
+        self._strides = computing.strides
         # AOTAutograd passes a list, which is emptied so that nothing keeps the inputs alive. It
         # looks for this in wrappers too, which copy only what the instance has.
         self._boxed_call = True
 
     def __call__(self, inputs: list[Any]) -> list[Any]:
         """Run the code."""
-        own = self.computing
-        given = {place: inputs[number] for place, number in own.given.items()}
-        results: Sequence[Any] = ()
-        if self.code is not None:
-            arguments = [inputs[number] for number in own.inputs]
-            inputs.clear()
-            results = self.code(*arguments)
-            del arguments
+        given = {place: inputs[number] for place, number in self._given.items()}
+        arguments = [inputs[number] for number in self._inputs]
+        inputs.clear()
+        results: Sequence[Any] = self.code(*arguments) if self.code is not None else ()
         return [
-            _with_strides(results[number], own.strides[number])
+            _with_strides(results[number], self._strides[number])
             if number is not None
-            else given.get(place, own.constants.get(place))
-            for place, number in enumerate(own.results)
+            else given.get(place, self._constants.get(place))
+            for place, number in enumerate(self._results)
         ]
 
 

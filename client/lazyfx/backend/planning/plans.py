@@ -69,10 +69,7 @@ def _desugared(
     except RestartAnalysis:
         raise
     except Exception as error:  # torch raises errors of every kind
-        reason = f"{refusal.reason}; after AOTAutograd: {_first_line(error)}"
-        raise UnsupportedGraphError(
-            reason, node=refusal.node, attribute=refusal.attribute, remedy=refusal.remedy
-        ) from error
+        raise _with_second_reason(refusal, error) from error
 
     def join(code: Sequence[Runnable]) -> Runnable:
         for part, each in zip(desugared.parts, code, strict=True):
@@ -82,9 +79,21 @@ def _desugared(
     return Plan(desugared.requests, join)
 
 
-def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {line}"[:_LONGEST_REASON]
+def _with_second_reason(refusal: UnsupportedGraphError, error: Exception) -> UnsupportedGraphError:
+    """Why neither the graph itself nor AOTAutograd's graphs are sent."""
+    remedy = refusal.remedy
+    if isinstance(error, UnsupportedGraphError):
+        remedy = error.remedy or remedy
+        second = str(UnsupportedGraphError(error.reason, node=error.node))
+    else:
+        line = next(iter(str(error).strip().splitlines()), "")
+        second = f"{type(error).__name__}: {line}"
+    return UnsupportedGraphError(
+        f"{refusal.reason}; after AOTAutograd: {second[:_LONGEST_REASON]}",
+        node=refusal.node,
+        attribute=refusal.attribute,
+        remedy=remedy,
+    )
 
 
 def ask_for_all(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -33,6 +34,9 @@ def trace_as_inductor(
 ) -> Callable[..., Any]:
     """Trace as Inductor does: its decompositions, joint graph passes and partitioner.
 
+    Random numbers stay operators of torch's, which the server's Inductor replaces by its own in
+    the same order: those exist only where Inductor has been imported.
+
     Args:
         module: Consumed.
         inputs: What dynamo gives to a backend.
@@ -43,11 +47,12 @@ def trace_as_inductor(
         A function of the graph's inputs.
     """
     from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.fx_passes import joint_graph
 
     def inner(part: GraphModule, fakes: Sequence[Any], **_: Any) -> Any:
         return compile_part(part, fakes)
 
-    with _tracing():
+    with _tracing(), _replaced(joint_graph, "replace_random_passes", lambda *_: 0):
         traced: Any = compile_fx(
             module, list(inputs), inner_compile=inner, config_patches=dict(settings)
         )
@@ -57,7 +62,7 @@ def trace_as_inductor(
 def trace_as_eager(
     module: GraphModule, inputs: Sequence[Any], compile_part: CompilePart
 ) -> Callable[..., Any]:
-    """Trace into the operators that eager torch runs.
+    """Trace into the operators that eager torch runs, with torch's own partitioner.
 
     Args:
         module: Consumed.
@@ -68,11 +73,11 @@ def trace_as_eager(
         A function of the graph's inputs.
     """
     from torch._dynamo.backends.common import aot_autograd
-    from torch._functorch.partitioners import default_partition
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
 
     backend = aot_autograd(
         fw_compiler=compile_part,
-        partition_fn=default_partition,
+        partition_fn=min_cut_rematerialization_partition,
         keep_inference_input_mutations=True,
     )
     with _tracing():
@@ -90,17 +95,20 @@ def _tracing() -> Iterator[None]:
     from torch._functorch import config
     from torch._functorch._aot_autograd import graph_compile
 
-    collect = graph_compile.collect_bw_donated_buffer_idxs
-    graph_compile.collect_bw_donated_buffer_idxs = _none
+    none_donated = _replaced(graph_compile, "collect_bw_donated_buffer_idxs", lambda *_, **__: [])
+    with config.patch(dict(_SETTINGS)), none_donated:
+        yield
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    """Replace a function of torch within the block; dynamo compiles one graph at a time."""
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
-        with config.patch(dict(_SETTINGS)):
-            yield
+        yield
     finally:
-        graph_compile.collect_bw_donated_buffer_idxs = collect
-
-
-def _none(*_: Any, **__: Any) -> list[int]:
-    return []
+        setattr(module, name, before)
 
 
 def without_autocast() -> Any:

@@ -36,9 +36,10 @@ class Receiving:
         self._changed = threading.Condition()
         self._expected: set[bytes] | None = None
         self._arrived: dict[bytes, PrefetchedArtifact] = {}
-        self._parts = 0
+        self._steps = 0
         self._has_ended = False
         self._is_stopped = False
+        self._is_late = False
         self._server: pb.GetServerInfoResponse | None = None
         self._thread = threading.Thread(target=self._run, name="lazyfx-prefetch", daemon=True)
 
@@ -55,7 +56,7 @@ class Receiving:
         with self._changed:
             self._is_stopped = self._has_ended = True
             self._arrived.clear()
-            self._changed.notify_all()
+            self._step()
 
     def take(self, key: bytes) -> PrefetchedArtifact | None:
         """The artifact with a key, the first time that it is asked for.
@@ -71,15 +72,15 @@ class Receiving:
                 if self._has_ended or not self._is_expected(key):
                     return None
                 if not self._is_moving() or time.monotonic() > end:
-                    self._is_stopped = True  # it will be asked for, and need not arrive twice
+                    self._is_late = True  # it will be asked for, and need not arrive twice
                     return None
             return self._arrived.pop(key)
 
     def _is_moving(self) -> bool:
-        """Wait for the next part, or the end; whether there was one in time."""
-        before = self._parts
+        """Wait for the next step of the thread; whether there was one in time."""
+        before = self._steps
         seconds = _PLAN_SECONDS if self._expected is None else _PART_SECONDS
-        return self._changed.wait_for(lambda: self._parts != before or self._has_ended, seconds)
+        return self._changed.wait_for(lambda: self._steps != before, seconds)
 
     def take_server(self) -> pb.GetServerInfoResponse | None:
         """What the server said of itself, the first time; later it may be another server."""
@@ -95,20 +96,19 @@ class Receiving:
     @property
     def wants_more(self) -> bool:
         """Whether to read on."""
-        return not self._is_stopped
+        return not (self._is_stopped or self._is_late)
 
     def progressed(self) -> None:
         """Take note of a part."""
         with self._changed:
-            self._parts += 1
-            self._changed.notify_all()
+            self._step()
 
     def planned(self, plan: pb.PrefetchPlan) -> None:
         """Take note of what will arrive, and of what the server says of itself."""
         with self._changed:
             self._server = plan.server
             self._expected = set(plan.keys)
-            self._changed.notify_all()
+            self._step()
 
     def arrived(self, artifact: PrefetchedArtifact) -> None:
         """Keep an artifact."""
@@ -117,7 +117,11 @@ class Receiving:
                 self._expected.discard(artifact.key)
             if not self._is_stopped:
                 self._arrived[artifact.key] = artifact
-            self._changed.notify_all()
+            self._step()
+
+    def _step(self) -> None:
+        self._steps += 1
+        self._changed.notify_all()
 
     def _run(self) -> None:
         # Of an earlier server, or a broken connection: `take` says that there is nothing.
@@ -125,6 +129,6 @@ class Receiving:
             self._read(self)
         with self._changed:
             self._has_ended = True
-            self._changed.notify_all()
+            self._step()
             self._changed.wait_for(lambda: self._is_stopped or not self._arrived, _KEEP_SECONDS)
             self._arrived.clear()

@@ -18,7 +18,8 @@ def without_kept(data: bytes, kept: bytes | None) -> bytes:
         kept: The libraries to leave out, as `GetArtifactRequest.kept_kernels`; None for all.
     """
     step = KEPT_PREFIX_BYTES
-    prefixes = {kept[at : at + step] for at in range(0, len(kept or b""), step)}
+    named = kept or b""
+    prefixes = {named[at : at + step] for at in range(0, len(named), step)}
     bundle = pb.NativeBundle.FromString(data)
     for kernel in bundle.kernels:
         digest = hashlib.sha256(kernel.library).digest()

@@ -220,17 +220,17 @@ class S3Store(LeasingStore):
         await self.contains([_NOBODYS_KEY])
 
     def stats(self) -> StoreStats:
-        """Nothing: a bucket does not tell what it holds."""
+        """Zeros: a bucket does not report what it holds."""
         return StoreStats(0, 0, 0, 0)
 
     def tiers(self) -> Mapping[str, StoreStats]:
-        """None: see `stats`."""
+        """No tier: see `stats`."""
         return {}
 
     async def close(self) -> None:
-        """Lets threads of obstore end what they do: one that is at it when Python ends aborts it.
+        """Let obstore's threads finish: one that still runs when Python exits aborts the process.
 
-        Connections end by themselves. The entries stay.
+        Connections close by themselves. The entries stay.
         """
         await asyncio.sleep(_LET_GO_SECONDS)
 

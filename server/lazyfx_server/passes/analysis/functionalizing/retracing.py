@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lazyfx_server.passes.analysis.called_operators import KnownValues
 from lazyfx_server.passes.analysis.effects import effects_of
 from lazyfx_server.passes.analysis.evaluation import without_real_constants
-from lazyfx_server.passes.analysis.functionalizing.ordered_writes import OrderedWrites
-from lazyfx_server.passes.analysis.functionalizing.random_draws import (
+from lazyfx_server.passes.analysis.functionalizing.ordered_draws import (
     Draws,
     draw_in_place,
     draws_otherwise,
 )
+from lazyfx_server.passes.analysis.functionalizing.ordered_writes import OrderedWrites
 from lazyfx_server.passes.analysis.functionalizing.refused_writes import (
     write_that_tracing_changes,
 )
