@@ -109,7 +109,11 @@ def compile_only(source: str) -> None:
     Raises:
         Exception: Whatever the compile raised.
     """
-    LOAD_ASYNC(CppPythonBindingsCodeCache, source, submit_fn=lambda compile_it: compile_it())
+    builds: list[Callable[[], None]] = []
+    # Inductor holds the kernel's lock while it submits a build, and a build acquires it.
+    LOAD_ASYNC(CppPythonBindingsCodeCache, source, submit_fn=builds.append)
+    for build in builds:
+        build()
 
 
 class _UnloadedModule(ModuleType):
