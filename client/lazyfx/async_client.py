@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from lazyfx.async_module import AsyncRemoteModule
 from lazyfx.calls.async_driver import AsyncDriver
+from lazyfx.calls.forking import OfOneProcess
 from lazyfx.calls.many_compiles import ManyCompiles
 from lazyfx.calls.replicas import HedgeAfter
 from lazyfx.calls.uploading import Progress
@@ -24,7 +25,7 @@ from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
 
 
-class AsyncClient:
+class AsyncClient(OfOneProcess):
     """A client of one server or its replicas, for use in one event loop.
 
     Args:

@@ -13,6 +13,7 @@ from typing_extensions import Self
 from lazyfx.artifacts.prefetched import PrefetchReceiver
 from lazyfx.blocking_module import RemoteModule
 from lazyfx.calls.blocking_driver import BlockingDriver
+from lazyfx.calls.forking import OfOneProcess
 from lazyfx.calls.many_compiles import ManyCompiles
 from lazyfx.calls.prefetch_calls import remember_job
 from lazyfx.calls.replicas import HedgeAfter
@@ -27,7 +28,7 @@ from lazyfx.trust.access import Tls
 from lazyfx.v1 import compiler_pb2 as pb
 
 
-class Client:
+class Client(OfOneProcess):
     """A client of one server or its replicas. Threads may share it.
 
     Its arguments are those of `AsyncClient`.

@@ -10,6 +10,7 @@ from torch.fx import GraphModule
 
 from lazyfx.artifacts.python_files import PythonFile
 from lazyfx.calls.blocking_driver import BlockingDriver
+from lazyfx.calls.forking import OfOneProcess
 from lazyfx.module_flows import HandleFacts, ModuleFlows
 from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.picture import Picture
@@ -18,8 +19,10 @@ from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
 
 
-class RemoteModule(HandleFacts):
+class RemoteModule(OfOneProcess, HandleFacts):
     """A compiled module on a server; nothing is generated or sent until it is used."""
+
+    _elsewhere = "pass on its graph_module() or save_graph(), or compile it in each process"
 
     def __init__(self, driver: BlockingDriver, flows: ModuleFlows) -> None:
         self._run = driver.run

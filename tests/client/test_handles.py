@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import pickle
 from xml.etree import ElementTree as ET
@@ -314,3 +315,13 @@ def test_every_kind_that_needs_no_machine_is_made_and_saved_by_its_name(client, 
                 remote.save(path, kind.name)
     with pytest.raises(LazyfxError, match="'constant' is not a kind of artifact"):
         remote.artifact("constant")
+
+
+@pytest.mark.parametrize("again", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_clients_and_handles_stay_in_their_process(server, again):
+    """A DataLoader with "spawn" would pickle those of its dataset."""
+    with lazyfx.connect(server.address) as client:
+        module = client.compile(symbolic_trace(lambda x: x + 1))
+        for mine, what in [(client, "lazyfx.connect in each process"), (module, "graph_module")]:
+            with pytest.raises(TypeError, match=f"connection of its process; .*{what}"):
+                again(mine)

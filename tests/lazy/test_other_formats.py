@@ -23,7 +23,7 @@ from conformance.comparing import unlike
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared import wire
 from lazyfx.shared.formats.exported_program import export_module
-from lazyfx.shared.formats.torchscript import eager_copy, script_module
+from lazyfx.shared.formats.torchscript import DTYPE_OR_SIZE, eager_copy, script_module
 from lazyfx_server.jobs.artifact_kinds import render_exported_program
 from lazyfx_server.lazy.lazy_module import lazy_class
 from lazyfx_server.lazy.recompile_ledger import RecompileLedger
@@ -330,3 +330,32 @@ def test_operators_that_an_import_registers_are_refused_by_what_does_not_import(
     for save in (exported, scripted):
         with pytest.raises(UnsupportedGraphError, match=r"is imported(\n|.)*save_pickle"):
             save(of_export(quantized, torch.ones(3)))
+
+
+@pytest.mark.parametrize("view", [
+    lambda x: x.view(torch.int8), lambda x: torch.ops.aten.view.dtype(x, torch.int32),
+    lambda x: torch.view_copy(x, dtype=torch.int16),
+])  # fmt: skip
+def test_a_view_as_another_dtype_is_no_torchscript(view: Callable[..., Any]) -> None:
+    """There, a dtype is an integer, and `x.view(torch.int8)` means `x.view(1)`."""
+    with pytest.raises(UnsupportedGraphError, match="view a tensor as another dtype"):
+        scripted(torch.fx.symbolic_trace(view))
+
+
+def test_which_operators_take_a_dtype_where_they_take_a_size() -> None:
+    """In TorchScript both are integers, so the first overload that fits would be called."""
+    found = set()
+    for name in torch._C._dispatch_get_all_op_names():
+        packet = getattr(torch.ops.aten, name.removeprefix("aten::").partition(".")[0], None)
+        if not name.startswith("aten::") or packet is None:
+            continue
+        places: dict[int, set[str]] = {}
+        for overload in packet.overloads():
+            for place, argument in enumerate(getattr(packet, overload)._schema.arguments):
+                kinds = set() if argument.kwarg_only else {str(argument.real_type)}
+                places.setdefault(place, set()).update(kinds)
+        integers = {"int", "SymInt", "number", "List[int]", "List[SymInt]"}
+        codes = {"ScalarType", "Layout", "MemoryFormat"}
+        if any(kinds & codes and kinds & integers for kinds in places.values()):
+            found.add(packet.__name__)
+    assert found == set(DTYPE_OR_SIZE)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import weakref
-from typing import Final
+from typing import Final, NoReturn, SupportsIndex
 
 from lazyfx.errors import ForkedProcessError
 
@@ -70,3 +70,17 @@ def mark_grpc_used() -> None:
 def leak_in_children(thing: object) -> None:
     """Keep forked children from ever releasing an object that gRPC's threads use."""
     _process.inherited.add(thing)
+
+
+class OfOneProcess:
+    """An object that holds a connection of its process, so it cannot be pickled or copied."""
+
+    # What to do instead.
+    _elsewhere = "call lazyfx.connect in each process, e.g. when a DataLoader worker first needs it"
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        """Raises TypeError, as objects do that cannot be pickled."""
+        raise TypeError(
+            f"cannot pickle or copy a {type(self).__name__}, which holds a connection of its "
+            f"process; {self._elsewhere}"
+        )

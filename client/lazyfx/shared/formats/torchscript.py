@@ -38,6 +38,8 @@ _WRITTEN_AS: Final[dict[object, str]] = {
     operator.ipow: "pow_",
     operator.ixor: "bitwise_xor_",
 }
+# Operators that take a dtype or sizes at one place.
+DTYPE_OR_SIZE: Final = ("view", "view_copy")
 
 
 def script_module(eager: GraphModule) -> bytes:
@@ -99,6 +101,7 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
         # TorchScript takes untyped inputs for tensors, and then does not accept numbers.
         node.type = _number(node, described) if node.op == "placeholder" else None
         keep_write(module, node)
+        _refuse_dtype_for_size(node)
         if isinstance(node.target, OpOverload):
             node.target = node.target.overloadpacket
         elif node.target in _WRITTEN_AS:
@@ -109,6 +112,21 @@ def eager_copy(module: GraphModule, generation: Generation | None = None) -> Gra
         if isinstance(child, GraphModule):
             setattr(eager, path, eager_copy(child, generation))
     return eager
+
+
+def _refuse_dtype_for_size(node: Node) -> None:
+    """Refuse `x.view(torch.int8)`, which TorchScript takes for `x.view(1)`: dtypes are integers."""
+    if not node.op.startswith("call_"):
+        return
+    target = node.target.overloadpacket if isinstance(node.target, OpOverload) else node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", "")
+    given = (*node.args, *node.kwargs.values())
+    if name in DTYPE_OR_SIZE and any(isinstance(v, torch.dtype) for v in given):
+        raise UnsupportedGraphError(
+            "TorchScript cannot view a tensor as another dtype",
+            node=node.name,
+            remedy="use save_pickle or save_exported_program",
+        )
 
 
 def _number(node: Node, mode: FakeTensorMode) -> type | None:
