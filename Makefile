@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long test-all ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance remote-share saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -45,6 +45,10 @@ test: $(STAMP) ## Set up, then run all tests but the long ones, and list the slo
 test-long: $(STAMP) ## The long tests: those that compile C++, real models, very many cases
 	$(BIN)/python -m compileall -q client server
 	$(PYTEST) -m 'long and not slow' $(ARGS)
+
+test-all: $(STAMP) ## `make test` and `make test-long` in one run, which imports everything and waits for its last test once
+	$(BIN)/python -m compileall -q client server
+	$(PYTEST) -m 'not slow' $(ARGS)
 
 ray: $(STAMP) ## Run servers on a real Ray cluster: targets, versions, the death of its head (slow)
 	$(BIN)/python -m pytest -m "slow or long" tests/training/test_ray.py tests/e2e/test_ray_local.py tests/contract/test_executors.py $(ARGS)
@@ -104,6 +108,9 @@ saved-formats: $(STAMP) ## Save graphs of the zoo and of torch's databases, call
 conformance: $(STAMP) ## Send torch's databases of operators and modules through a server (30 min); ARGS="'op linalg*' --calls 3"
 	$(BIN)/python -m conformance $(ARGS)
 
+remote-share: $(STAMP) ## Count the graphs of torch's databases and the zoo that go remote, others by reason (2 h); ARGS="'op *' --every 6"
+	$(BIN)/python -m conformance.remote $(ARGS)
+
 # Not in .venv itself, because transformers imports torchao if it finds it.
 torchao: $(STAMP) ## Install torchao next to .venv, and run the tests that need it
 	$(BIN)/pip install --quiet --no-deps --upgrade --target build/torchao torchao
@@ -115,7 +122,7 @@ zoo-passes: $(STAMP) ## Run every pass over real architectures, and compare a tr
 bench-warm: $(STAMP) ## Measure the first step of a job that has run before; ARGS="--delay 10 --kept"
 	$(BIN)/python -m bench.warm_start $(ARGS)
 
-bench-training: $(STAMP) ## Measure the time to the first training step, in six ways; ARGS="--ranks 1,4"
+bench-training: $(STAMP) ## Measure the time to the first training step, with five kinds of cache; ARGS="--ranks 1,4"
 	$(BIN)/python -m bench.training $(ARGS)
 
 # Uses the host's own torch. Without network: run `make gpu-wheels` elsewhere, for the same

@@ -2,6 +2,7 @@
 
     python -m bench.load                    # the table, about two minutes
     python -m bench.load --hits 1000000     # memory of the server over that many hits
+    python -m bench.load --graphs 30000     # the same over that many graphs, each new
     python -m bench.load --soak 3600        # mixed load at a low rate for an hour, with its memory
 
 Raw clients send prepared bytes, so that the clients cost the same for every row. A miss asks for a
@@ -41,6 +42,8 @@ IN_FLIGHT: Final = (1, 16, 64, 256)
 _PASSES: Final = ("dead_code_elimination", "common_subexpression_elimination")
 _MISS_EVERY: Final = 20
 """Of mixed requests, one in so many is a miss."""
+_PARTS: Final = 20
+_MISSES_AT_ONCE: Final = 100
 _SOAK_RATE: Final = 20.0
 _SOAK_SAMPLES: Final = 12
 
@@ -195,6 +198,22 @@ async def many_hits(servers: Servers, hits: int, say: Callable[[str], None]) -> 
             say(f"{done:>12,} hits: {memory_megabytes(servers.pids[0]):.1f} MB, {refused} refused")
 
 
+async def many_graphs(servers: Servers, graphs: int, say: Callable[[str], None]) -> None:
+    """As `many_hits`, for misses: what the server remembers of graphs is bounded."""
+    requests = Requests()
+    async with grpc.aio.insecure_channel(servers.lazyfx, options=_OPTIONS) as channel:
+        call: Any = channel.unary_unary(COMPILE)
+        await requests.prepare(call)
+        say(f"{0:>12,} graphs: {memory_megabytes(servers.pids[0]):.1f} MB")
+        done = refusals = 0
+        for part in range(1, _PARTS + 1):
+            for _ in range((graphs * part // _PARTS - done) // _MISSES_AT_ONCE):
+                _, refused = await send(call, iter(requests.misses(_MISSES_AT_ONCE)), 16)
+                done, refusals = done + _MISSES_AT_ONCE, refusals + refused
+            megabytes = memory_megabytes(servers.pids[0])
+            say(f"{done:>12,} graphs: {megabytes:.1f} MB, {refusals} refused")
+
+
 async def soak(servers: Servers, seconds: float, say: Callable[[str], None]) -> None:
     """Mixed load at a low rate; print memory, open files and latency a dozen times."""
     requests = Requests()
@@ -221,12 +240,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.load", description=__doc__)
     parser.add_argument("--calls", type=int, default=2000, help="calls of a line (default: 2000)")
     parser.add_argument("--hits", type=int, help="so many hits instead, with the server's memory")
+    parser.add_argument("--graphs", type=int, help="so many misses instead, with the same")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="mixed load for so long")
     options = parser.parse_args()
     console = Console(width=None if Console().is_terminal else 130)
     with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as servers:
         if options.hits:
             asyncio.run(many_hits(servers, options.hits, console.print))
+        elif options.graphs:
+            asyncio.run(many_graphs(servers, options.graphs, console.print))
         elif options.soak:
             asyncio.run(soak(servers, options.soak, console.print))
         else:

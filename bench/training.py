@@ -1,11 +1,16 @@
-"""`python -m bench.training`: time to the first training step of N ranks, in six ways.
+"""`python -m bench.training`: time to the first training step of N ranks, with five kinds of cache.
 
-Each rank starts with an empty disk, except in the way that measures a warm disk. CPU seconds are
-totals of all ranks and, for lazyfx, of the server, from building the model to the end of the first
-step. In each process, compilers run one at a time.
+The caches are those of bench/training_peers.py. With each, four jobs of all ranks follow each
+other: "cold" fills the empty cache, "warm" is the same job again, "one literal" has another epsilon
+in every normalization, and "twice the layers" is that. Only the first of them fills what the others
+find: the changed jobs are run once each.
 
-For each number of ranks, all ways run in turn, the warm ones several times; `--rounds` repeats
-everything. With `--json FILE`, results are saved, and an interrupted run resumes with the next
+Each rank starts with an empty disk, except with the local disk cache. CPU seconds are totals of all
+ranks and of the cache's own processes, from building the model to the end of the first step. In
+each process, compilers run one at a time.
+
+For each number of ranks, the caches take turns, job by job; `--rounds` repeats everything with
+empty caches. With `--json FILE`, results are saved, and an interrupted run resumes with the next
 number of ranks.
 """
 
@@ -16,36 +21,45 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from bench.process_cpu import tree_seconds
-from bench.training_server import NativeServer, native_server
+from bench.training_peers import Job, lazyfx, local_disk, mega_cache, redis, sccache
 from bench.training_table import (  # fmt: skip
     COLD,
+    DEEPER,
     DISK,
-    LOCAL,
+    LAZYFX,
+    LITERAL,
     MEGA,
+    PEERS,
     REDIS,
+    SCCACHE,
+    STARTS,
     WARM,
-    WAYS,
     Sample,
     Samples,
     goals,
     table,
 )
 
-Peers = tuple[Path, dict[str, str]]
+_OPENED: Mapping[str, Callable[[Path], AbstractContextManager[Job]]] = {
+    DISK: local_disk,
+    MEGA: mega_cache,
+    REDIS: redis,
+    SCCACHE: sccache,
+    LAZYFX: lazyfx,
+}
+_EPSILON = 3e-5
 
 
 class Bench:
@@ -60,117 +74,73 @@ class Bench:
     def __init__(self, folder: Path, model: str, layers: int) -> None:
         self.folder = folder
         self.model = model
-        self._job = {"model": model, "layers": layers}
+        self._layers = layers
         self._runs = 0
 
-    def run(
-        self,
-        ranks: int,
-        *,
-        folder: Path | None = None,
-        env: dict[str, str] | None = None,
-        **job: Any,
-    ) -> tuple[float, float]:
-        """Run ranks in parallel; returns median seconds and total CPU seconds of the first step."""
+    def run(self, job: Job, peer: str, start: str, ranks: int) -> Sample:
+        """Run all ranks of one job in parallel."""
         self._runs += 1
-        base = folder or self.folder / f"run{self._runs}"
-        processes = [self._start(base / str(i), env or {}, job) for i in range(ranks)]
-        told = []
+        base = job.folder or self.folder / f"run{self._runs}"
+        told = {"model": self.model, "layers": self._layers, **job.told}
+        if start == COLD:
+            told |= job.told_first
+        elif start == LITERAL:
+            told["epsilon"] = _EPSILON
+        elif start == DEEPER:
+            told["layers"] = 2 * self._layers
+        cpu, compiles = job.server_cpu(), job.compiles()
+        processes = [_start(base / str(i), job.env, told) for i in range(ranks)]
+        answers = []
         for process in processes:
             output, errors = process.communicate(timeout=1800)
             if process.returncode:
                 raise RuntimeError(errors[-4000:])
-            told.append(json.loads(output.splitlines()[-1]))
-        if folder is None:
+            answers.append(json.loads(output.splitlines()[-1]))
+        if job.folder is None:
             shutil.rmtree(base, ignore_errors=True)
-        return statistics.median(t["seconds"] for t in told), sum(t["cpu"] for t in told)
-
-    def through(self, server: NativeServer, way: str, ranks: int) -> Sample:
-        """One run of all ranks through a server."""
-        cpu, compiles = tree_seconds(server.pid), server.compiles()
-        options = {"address": server.address, "on_error": "raise", "timeout": 1800}
-        seconds, ranks_cpu = self.run(ranks, backend="lazyfx", options=options)
-        server_cpu = tree_seconds(server.pid) - cpu
-        return Sample(way, ranks, seconds, ranks_cpu, server_cpu, server.compiles() - compiles)
-
-    def _start(
-        self, folder: Path, env: dict[str, str], job: dict[str, Any]
-    ) -> subprocess.Popen[str]:
-        (folder / "tmp").mkdir(parents=True, exist_ok=True)
-        told = json.dumps({**self._job, **job})
-        return subprocess.Popen(
-            [sys.executable, "-m", "bench.training_rank", told],
-            env={
-                **os.environ,
-                "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-                # Inductor stores precompiled headers in the user's temporary folder.
-                "TMPDIR": str(folder / "tmp"),
-                "TORCHINDUCTOR_COMPILE_THREADS": "1",
-                "OMP_NUM_THREADS": "1",
-                **env,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        return Sample(
+            peer,
+            start,
+            ranks,
+            statistics.median(answer["seconds"] for answer in answers),
+            sum(answer["cpu"] for answer in answers),
+            job.server_cpu() - cpu,
+            job.compiles() - compiles,
         )
 
 
-@contextlib.contextmanager
-def filled_peers(bench: Bench) -> Iterator[Peers]:
-    """A mega-cache file and a Redis server, filled by one local run; yields file and variables."""
-    with redis_server() as env:
-        mega = bench.folder / "mega"
-        bench.run(1, backend="inductor", env=env, save=str(mega))
-        yield mega, env
-
-
-@contextlib.contextmanager
-def redis_server() -> Iterator[dict[str, str]]:
-    """A real, empty Redis server; yields the variables that make torch use it."""
-    program = shutil.which("redis-server") or shutil.which("valkey-server")
-    if program is None:
-        raise RuntimeError("redis-server is not installed: apt-get install redis-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [program, "--port", str(port), "--save", "", "--bind", "127.0.0.1"]
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
-        try:
-            time.sleep(1.0)
-            yield {
-                "TORCHINDUCTOR_FX_GRAPH_REMOTE_CACHE": "1",
-                "TORCHINDUCTOR_AUTOGRAD_REMOTE_CACHE": "1",
-                "TORCHINDUCTOR_REDIS_URL": f"redis://127.0.0.1:{port}",
-            }
-        finally:
-            process.terminate()
-            process.wait(20)
+def _start(folder: Path, env: dict[str, str], told: dict[str, Any]) -> subprocess.Popen[str]:
+    (folder / "tmp").mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.training_rank", json.dumps(told)],
+        env={
+            **os.environ,
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
+            # Inductor stores precompiled headers in the user's temporary folder.
+            "TMPDIR": str(folder / "tmp"),
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+            **env,
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def measure(
-    bench: Bench, ranks: int, ways: set[str], peers: Peers | None, warm_runs: int
+    bench: Bench, ranks: int, peers: list[str], starts: list[str], warm_runs: int
 ) -> Iterator[Sample]:
-    """All ways with one number of ranks. Cold runs fill what the warm ones use."""
-    kept = bench.folder / f"disk{ranks}"
+    """All peers with one number of ranks, each with an empty cache."""
     with contextlib.ExitStack() as stack:
-        stack.callback(shutil.rmtree, kept, ignore_errors=True)
-        server = None
-        if {LOCAL, DISK} & ways:
-            yield Sample(LOCAL, ranks, *bench.run(ranks, folder=kept, backend="inductor"))
-        if {COLD, WARM} & ways:
-            store = stack.enter_context(tempfile.TemporaryDirectory(dir=bench.folder))
-            server = stack.enter_context(native_server(Path(store)))
-            yield bench.through(server, COLD, ranks)
-        for _ in range(warm_runs):
-            if DISK in ways:
-                yield Sample(DISK, ranks, *bench.run(ranks, folder=kept, backend="inductor"))
-            if server is not None and WARM in ways:
-                yield bench.through(server, WARM, ranks)
-    if peers is not None and MEGA in ways:
-        yield Sample(MEGA, ranks, *bench.run(ranks, backend="inductor", load=str(peers[0])))
-    if peers is not None and REDIS in ways:
-        yield Sample(REDIS, ranks, *bench.run(ranks, backend="inductor", env=peers[1]))
+        opened = {}
+        for peer in peers:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(dir=bench.folder))
+            opened[peer] = stack.enter_context(_OPENED[peer](Path(folder)))
+        for start in starts:
+            for _ in range(warm_runs if start == WARM else 1):
+                for peer, job in opened.items():
+                    yield bench.run(job, peer, start, ranks)
 
 
 class Kept:
@@ -215,14 +185,20 @@ def main() -> None:
     parser.add_argument("--model", default="bert", help="a model of tests/models.py")
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=1, help="how often everything is repeated")
-    parser.add_argument("--warm-runs", type=int, default=3, help="runs of each warm way")
-    parser.add_argument("--only", choices=WAYS, action="append", help="only this way")
+    parser.add_argument("--warm-runs", type=int, default=3, help="runs of each warm job")
+    parser.add_argument("--only", choices=PEERS, action="append", help="only this cache")
+    parser.add_argument(
+        "--starts", default=",".join(STARTS), help="jobs, the first of which fills the caches"
+    )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="save the numbers here; resume from it"
     )
     chosen = parser.parse_args()
-    ways = set(chosen.only or WAYS)
-    conditions = {"model": chosen.model, "layers": chosen.layers, "ways": sorted(ways)}
+    peers = [peer for peer in PEERS if peer in (chosen.only or PEERS)]
+    starts = [start for start in STARTS if start in (COLD, *chosen.starts.split(","))]
+    conditions = {
+        "model": chosen.model, "layers": chosen.layers, "peers": peers, "starts": starts,
+    }  # fmt: skip
     kept = Kept(chosen.json, conditions)
     blocks = [
         (round_, ranks) for round_ in range(chosen.rounds) for ranks in _numbers(chosen.ranks)
@@ -231,12 +207,9 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lazyfx-bench-")))
         bench = Bench(folder, chosen.model, chosen.layers)
-        peers = None
-        if missing and {MEGA, REDIS} & ways:
-            peers = stack.enter_context(filled_peers(bench))
         for block in missing:
             samples = []
-            for sample in measure(bench, block[1], ways, peers, chosen.warm_runs):
+            for sample in measure(bench, block[1], peers, starts, chosen.warm_runs):
                 sys.stderr.write(f"bench: {sample}\n")
                 samples.append(sample)
             kept.add(str(block), samples)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-LOCAL, DISK, MEGA, REDIS = "local cold", "local disk warm", "mega-cache", "redis"
-COLD, WARM = "lazyfx cold", "lazyfx warm"
-WAYS = (LOCAL, DISK, MEGA, REDIS, COLD, WARM)
+DISK, MEGA, REDIS, SCCACHE, LAZYFX = "local disk", "mega-cache", "redis", "sccache", "lazyfx"
+PEERS = (DISK, MEGA, REDIS, SCCACHE, LAZYFX)
+COLD, WARM, LITERAL, DEEPER = "cold", "warm", "one literal", "twice the layers"
+STARTS = (COLD, WARM, LITERAL, DEEPER)
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,17 @@ class Sample:
     """One run of all ranks.
 
     Attributes:
-        way: One of `WAYS`.
+        peer: One of `PEERS`.
+        start: One of `STARTS`.
         ranks: Number of parallel processes.
         first_step: Median seconds of the ranks to the end of the first step.
         cpu: CPU seconds of all ranks.
-        server_cpu: CPU seconds of the server and its workers.
-        compiles: Native compiles of the server.
+        server_cpu: CPU seconds of the peer's own processes: a server, its workers and compilers.
+        compiles: Native compiles of a lazyfx server.
     """
 
-    way: str
+    peer: str
+    start: str
     ranks: int
     first_step: float
     cpu: float
@@ -40,101 +43,98 @@ class Sample:
 
 
 class Samples:
-    """All samples, by way and number of ranks."""
+    """All samples, by number of ranks, start and peer."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
-        self._found: dict[tuple[int, str], list[Sample]] = {}
+        self._found: dict[tuple[int, str, str], list[Sample]] = {}
         for sample in samples:
-            self._found.setdefault((sample.ranks, sample.way), []).append(sample)
+            self._found.setdefault((sample.ranks, sample.start, sample.peer), []).append(sample)
 
     @property
     def ranks(self) -> list[int]:
         """Every number of ranks, in order."""
-        return sorted({ranks for ranks, _ in self._found})
+        return sorted({ranks for ranks, _, _ in self._found})
 
-    def of(self, way: str, ranks: int) -> list[Sample]:
-        """The runs of one way with that many ranks."""
-        return self._found.get((ranks, way), [])
+    def of(self, ranks: int, start: str, peer: str) -> list[Sample]:
+        """The runs of one peer with that many ranks."""
+        return self._found.get((ranks, start, peer), [])
 
-    def median(self, way: str, ranks: int, number: Callable[[Sample], float]) -> float | None:
-        """The median of one number; None if nothing was measured."""
-        runs = self.of(way, ranks)
-        return statistics.median(map(number, runs)) if runs else None
-
-    def ratio(
-        self,
-        over: tuple[str, int],
-        under: tuple[str, int],
-        number: Callable[[Sample], float],
+    def median(
+        self, ranks: int, start: str, peer: str, number: Callable[[Sample], float]
     ) -> float | None:
-        """One median divided by another, each of a way and a number of ranks."""
-        above, below = self.median(*over, number), self.median(*under, number)
-        return above / below if above is not None and below else None
+        """The median of one number; None if nothing was measured."""
+        runs = self.of(ranks, start, peer)
+        return statistics.median(map(number, runs)) if runs else None
 
 
 def table(samples: Samples, title: str) -> Table:
-    """One line for each way and number of ranks.
+    """One line for each number of ranks, start and peer.
 
-    Seconds to the first step are relative to a local cold run with as many ranks, CPU seconds to
-    that of a single rank.
+    Numbers are relative to those of a cold start of local Inductor with as many ranks.
     """
     made = Table(title=title, title_justify="left")
     for heading in (
-        "ranks", "way", "runs", "first step s", "/ cold", "CPU s", "server", "/ one cold",
-        "compiles",
+        "ranks", "start", "peer", "runs", "first step s", "/ local cold", "CPU s", "server",
+        "/ local cold", "compiles",
     ):  # fmt: skip
-        made.add_column(heading, justify="left" if heading == "way" else "right")
+        made.add_column(heading, justify="left" if heading in ("start", "peer") else "right")
     for ranks in samples.ranks:
-        for way in WAYS:
-            if runs := samples.of(way, ranks):
-                made.add_row(*_row(samples, way, ranks, runs), end_section=way == WAYS[-1])
+        for start in STARTS:
+            for peer in PEERS:
+                if runs := samples.of(ranks, start, peer):
+                    made.add_row(*_row(samples, runs), end_section=peer == PEERS[-1])
     return made
 
 
-def _row(samples: Samples, way: str, ranks: int, runs: Sequence[Sample]) -> list[str]:
-    server = samples.median(way, ranks, lambda s: s.server_cpu)
+def _row(samples: Samples, runs: Sequence[Sample]) -> list[str]:
+    first = runs[0]
+    server = statistics.median(run.server_cpu for run in runs)
     return [
-        str(ranks),
-        way,
-        str(len(runs)),
+        *(str(first.ranks), first.start, first.peer, str(len(runs))),
         _spread([run.first_step for run in runs]),
-        _shown(samples.ratio((way, ranks), (LOCAL, ranks), _first_step)),
+        _of_local(samples, first, _first_step),
         _spread([run.all_cpu for run in runs]),
-        f"{server:.1f}" if way in (COLD, WARM) and server is not None else "",
-        _shown(samples.ratio((way, ranks), (LOCAL, 1), _all_cpu)),
-        "/".join(sorted({str(run.compiles) for run in runs})) if way in (COLD, WARM) else "",
+        f"{server:.1f}" if first.peer in (SCCACHE, LAZYFX) else "",
+        _of_local(samples, first, _all_cpu),
+        "/".join(sorted({str(run.compiles) for run in runs})) if first.peer == LAZYFX else "",
     ]
 
 
-def goals(samples: Samples) -> list[str]:
-    """The goals, the measurements, and whether the goals are met.
+def _of_local(samples: Samples, of: Sample, number: Callable[[Sample], float]) -> str:
+    base = samples.median(of.ranks, COLD, DISK, number)
+    own = samples.median(of.ranks, of.start, of.peer, number)
+    return f"{own / base:.2f}" if base and own is not None else ""
 
-    Goals whose parts were not all measured are omitted.
+
+def goals(samples: Samples) -> list[str]:
+    """For each column, whether lazyfx is the best, and whether it compiled once for all ranks.
+
+    Columns in which no other peer was measured are omitted.
     """
     lines = []
-    most = max(samples.ranks, default=1)
-    cold = samples.ratio((COLD, most), (LOCAL, 1), _all_cpu)
-    if cold is not None:
-        what = f"lazyfx cold, CPU of {most} ranks and server / CPU of one local cold rank"
-        lines.append(_judged(what, cold, 1.15))
     for ranks in samples.ranks:
-        for peer, most_allowed in ((LOCAL, 1 / 6), (MEGA, 1.0)):
-            found = samples.ratio((WARM, ranks), (peer, ranks), _first_step)
-            if found is not None:
-                what = f"lazyfx warm, first step of {ranks} ranks / that of {peer}"
-                lines.append(_judged(what, found, most_allowed))
-    for ranks in samples.ranks:
-        for way, wanted in ((COLD, 1), (WARM, 0)):
-            if runs := samples.of(way, ranks):
+        for start in STARTS:
+            for what, number in (("first step", _first_step), ("CPU", _all_cpu)):
+                others = {
+                    peer: found
+                    for peer in PEERS[:-1]
+                    if (found := samples.median(ranks, start, peer, number)) is not None
+                }
+                own = samples.median(ranks, start, LAZYFX, number)
+                if own is not None and others:
+                    best = min(others, key=others.__getitem__)
+                    verdict = "met" if own <= others[best] else "MISSED"
+                    lines.append(
+                        f"{verdict}: {ranks} ranks, {start}, {what}: {own:.1f} s, "
+                        f"{own / others[best]:.2f} of the best other ({best})"
+                    )
+            if runs := samples.of(ranks, start, LAZYFX):
                 compiles = sorted({run.compiles for run in runs})
+                wanted = 0 if start == WARM else 1
                 verdict = "met" if compiles == [wanted] else "MISSED"
                 shown = "/".join(map(str, compiles))
-                lines.append(f"{verdict}: {way}, {ranks} ranks: compiles {shown} (goal {wanted})")
+                lines.append(f"{verdict}: {ranks} ranks, {start}: compiles {shown} (goal {wanted})")
     return lines
-
-
-def _judged(what: str, found: float, most: float) -> str:
-    return f"{'met' if found <= most else 'MISSED'}: {what}: {found:.3f} (goal at most {most:.3f})"
 
 
 def _first_step(sample: Sample) -> float:
@@ -143,10 +143,6 @@ def _first_step(sample: Sample) -> float:
 
 def _all_cpu(sample: Sample) -> float:
     return sample.all_cpu
-
-
-def _shown(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.2f}"
 
 
 def _spread(numbers: Sequence[float]) -> str:

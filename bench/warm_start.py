@@ -23,7 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.training import Bench
+from bench.training_peers import Job
 from bench.training_server import NativeServer, native_server
+from bench.training_table import LAZYFX, WARM
 
 _CALLS = re.compile(r"^lazyfx_requests_total\{.*\} (\S+)", re.MULTILINE)
 _BYTES = re.compile(r'^lazyfx_artifact_bytes_total\{kind="inductor"\} (\S+)', re.MULTILINE)
@@ -55,7 +57,8 @@ def measure(bench: Bench, server: NativeServer, address: str, rounds: int, *, ke
     def run(prefetch: str) -> float:
         options = {"address": address, "on_error": "raise", "timeout": 1800}
         env = {"LAZYFX_PREFETCH": prefetch}
-        return bench.run(1, folder=model, env=env, backend="lazyfx", options=options)[0]
+        job = Job(told={"backend": "lazyfx", "options": options}, env=env, folder=model)
+        return bench.run(job, LAZYFX, WARM, 1).first_step
 
     run("true")  # cold
     for _ in range(rounds):

@@ -20,6 +20,7 @@ from lazyfx_server.telemetry.labels import FLEET_OUTCOMES
 # Connections of clients, and threads that Python starts when they are first needed.
 _SPARE: Final = 24
 _END_SECONDS: Final = 30.0
+_SHARED_FOLDERS: Final = ("torchinductor_", "lazyfx-workers-", "lazyfx-native-")
 
 
 def lookups(replica: Replica) -> float:
@@ -130,14 +131,14 @@ def of_files(cluster: Cluster, flipped: set[str]) -> list[str]:
 
 
 def left_behind(temporary: Path) -> list[Path]:
-    """What is in the temporary folder, but for torch's own.
+    """What is in the temporary folder, but for folders that all processes of a user share.
 
-    `import torch._dynamo` makes Inductor's cache, one empty folder for all processes of a user.
+    `import torch._dynamo` makes that of Inductor's cache, servers those in which each has its own.
     """
     return [
         path
         for path in temporary.rglob("*")
-        if not (path.name.startswith("torchinductor_") and path.parent == temporary)
+        if not (path.name.startswith(_SHARED_FOLDERS) and path.parent == temporary)
     ]
 
 

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import file_order
 import nursery
 import pytest
+import shared_headers
 from servers import RunningServer, start_server
 
 import lazyfx
@@ -26,40 +28,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files of few tests that take long. With `-n` they are the first to run, so that no process is left
-# with one of them when the others have finished; then those with the most tests.
-_SLOW_FILES = frozenset(
-    {
-        "cli/test_demo.py",
-        "client/test_closing.py",
-        "client/test_forking.py",
-        "e2e/test_chaos.py",
-        "e2e/test_conformance.py",
-        "e2e/test_moved_state.py",
-        "e2e/test_shared_store.py",
-        "e2e/test_versions.py",
-        "hostile/test_evaluated_operators.py",
-        "hostile/test_native_leftovers.py",
-        "hostile/test_native_lowering.py",
-        "hostile/test_native_text.py",
-        "lazy/test_saved_models.py",
-        "lazy/test_saved_operators.py",
-        "passes/test_zoo.py",
-        "properties/test_digest_truth.py",
-        "server/test_nursery.py",
-        "server/test_story.py",
-        "training/test_aot_inductor.py",
-        "training/test_fail_open.py",
-        "training/test_floats.py",
-        "training/test_native.py",
-        "training/test_ray.py",
-        "training/test_settings.py",
-        "training/test_waiting.py",
-        "training/test_wrappers.py",
-    }
-)
-
-
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """With `-n`, keep the tests of a file in one process, because they share servers."""
@@ -68,10 +36,25 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.loadscopereorder = False  # see `pytest_collection_modifyitems`
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """As `--dist loadfile`, but for the files that `file_order` keeps together."""
+    if config.option.dist != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByUnits(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return file_order.unit(nodeid)
+
+    return ByUnits(config, log)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         run = contextlib.ExitStack()
         run.enter_context(nursery.nurseries())
+        run.enter_context(shared_headers.shared_headers())
         config.add_cleanup(run.close)
 
 
@@ -93,11 +76,12 @@ def pytest_collection_modifyitems(
             item.add_marker("long")
     yield
     if hasattr(config, "workerinput"):
-        tests = Counter(item.path for item in items)
+        tests = Counter(file_order.unit(item.nodeid) for item in items)
+        seconds = {unit: file_order.seconds(unit) for unit in tests}
 
-        def order(item: pytest.Item) -> tuple[bool, int, Path]:
-            is_slow = "/".join(item.path.parts[-2:]) in _SLOW_FILES
-            return not is_slow, -tests[item.path], item.path
+        def order(item: pytest.Item) -> tuple[int, int, str, Path]:
+            unit = file_order.unit(item.nodeid)
+            return -seconds[unit], -tests[unit], unit, item.path
 
         items.sort(key=order)
 

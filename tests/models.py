@@ -89,6 +89,12 @@ def resnet50(width: int = 8, classes: int = 10) -> tuple[nn.Module, Example]:
     return model, {"image": torch.randn(2, 3, 32, 32)}
 
 
+def resnet() -> tuple[nn.Module, Example]:
+    """A ResNet of every kind of block that ResNet-50 has, and a fourth of its calls."""
+    torch.manual_seed(0)
+    return ResNet((2, 1, 1, 1), 8, 10).eval(), {"image": torch.randn(2, 3, 32, 32)}
+
+
 def vit(layers: int = 2, width: int = 32) -> tuple[nn.Module, Example]:
     """Vision transformer with a classification head; image of shape (2, 3, 32, 32)."""
     from transformers import ViTConfig, ViTForImageClassification

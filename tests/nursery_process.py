@@ -21,6 +21,7 @@ import selectors
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import traceback
 import types
@@ -36,7 +37,7 @@ _IMPORTED = {
     "torch": ("torch",),
     "inductor": ("torch._inductor.compile_fx", "torch._inductor.standalone_compile"),
     "server": _SERVER,
-    "native_server": (*_SERVER, "lazyfx_server.jobs.native.inductor_preload"),
+    "native_server": (*_SERVER, "lazyfx_server.jobs.native.ahead.prepared_inductor"),
 }
 # As a server sets them before it imports anything, or else Inductor would start processes.
 _VARIABLES = {
@@ -169,6 +170,7 @@ def _become(request: Request) -> None:
     os.chdir(request.folder)
     os.environ.clear()
     os.environ.update(request.environment)
+    tempfile.tempdir = None  # as TMPDIR says
     importlib.invalidate_caches()
     random.seed()
     _set_threads()

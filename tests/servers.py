@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import nursery
+import shared_headers
 
 _READY = re.compile(r"serving on (\S+), metrics on (\S+)")
 _START_SECONDS = 120.0
@@ -69,6 +70,9 @@ def start_server(
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=variables)
     else:
         kind = kind or ("native_server" if "--native" in flags else "server")
+        if kind == "native_server" and (compiler := shared_headers.compiler()):
+            variables.setdefault("CXX", compiler)
+            shared_headers.collect()
         process = nursery.start(kind, arguments, env=variables, stdout=None)
     log: list[str] = []
     ready = threading.Event()

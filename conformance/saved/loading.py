@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -41,33 +42,30 @@ class Loader:
     ) -> None:
         """End the processes."""
         for process in self._processes.values():
-            for stream in (process.stdin, process.stdout):
-                assert stream is not None
-                stream.close()  # the program ends when its input does
-            process.kill()
-            process.wait()
+            _end(process)
         self._processes.clear()
 
     def call(self, path: Path, imports: tuple[str, ...] = ()) -> Any:
         """What a file gives: the results of two calls, or text: why there are none.
 
+        A process that has ended is replaced at the next call.
+
         Args:
             path: The file; its inputs are next to it (`loader.py`).
             imports: Modules that the function that reads it imports itself.
-
-        Raises:
-            RuntimeError: The process has ended.
         """
         process = self._processes.get(imports)
         if process is None:
             process = self._processes[imports] = self._start(imports)
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(f"{self.seconds} {path}\n")
-        process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(f"{self.seconds} {path}\n")
+            process.stdin.flush()
         said = process.stdout.readline().strip()
         if not said:
-            raise RuntimeError("the process that loads files has ended")
+            _end(self._processes.pop(imports))
+            return "the process that loads files has ended"
         written = path.with_name(f"{path.name}.out")
         if said != "written" or not written.exists():
             return said
@@ -84,3 +82,12 @@ class Loader:
             stderr=subprocess.DEVNULL,  # warnings of torch
             text=True,
         )
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    for stream in (process.stdin, process.stdout):
+        assert stream is not None
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()  # the program ends when its input does
+    process.kill()
+    process.wait()

@@ -92,7 +92,7 @@ def _serve(settings: Settings, folder_lock: FolderLock | None) -> None:
         settings.workers, settings.native, settings.passes.operator_modules, added_targets,
         settings.logs.log_format,
     )  # fmt: skip
-    forkserver = ForkServer(start.preload, start.without_gpus)
+    forkserver = ForkServer(start.fork_preload, start.without_gpus)
     if settings.workers.ray_address is None or settings.workers.executor_fallback:
         forkserver.start()
     from lazyfx_server.app import App

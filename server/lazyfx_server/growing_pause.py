@@ -6,16 +6,16 @@ import random
 
 
 class GrowingPause:
-    """Each pause is twice as long as the one before, and half of it up or down at random.
+    """Each pause is twice as long as the one before, less up to half of it at random.
 
     The random part spreads the tries of many servers that lost the same thing at the same moment.
 
     Args:
-        first: Seconds of the first pause.
-        longest: Seconds from which pauses no longer grow.
+        first: Seconds that the first pause does not exceed.
+        longest: Seconds that no pause exceeds.
 
     Attributes:
-        seconds: The next pause, before its random part.
+        seconds: The next pause, at its longest.
     """
 
     def __init__(self, first: float, longest: float) -> None:
@@ -27,7 +27,7 @@ class GrowingPause:
         """The seconds to pause now."""
         seconds = self.seconds
         self.seconds = min(2 * seconds, self._longest)
-        return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+        return seconds * random.uniform(0.5, 1.0)  # noqa: S311 - not a secret
 
     def reset(self) -> None:
         """Begin with the first pause again, after a success."""

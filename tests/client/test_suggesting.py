@@ -34,6 +34,27 @@ def test_every_short_name_stands_for_a_pass_and_is_not_one() -> None:
         ("infer", "inference"),
         ("trainning", "training"),
         ("until_stabel", "until_stable"),
+        # Something added at an end.
+        ("cse_typo", "common_subexpression_elimination"),
+        ("cse_pass", "common_subexpression_elimination"),
+        ("my_cse", "common_subexpression_elimination"),
+        ("dce2", "dead_code_elimination"),
+        ("run-DCE", "dead_code_elimination"),
+        ("csee", "common_subexpression_elimination"),
+        ("fold_conv_bn", "fuse_conv_bn"),
+        ("constant_fold_x", "constant_fold"),
+        ("inference_pipeline", "inference"),
+        # Other separators, none, another order.
+        ("constant.fold", "constant_fold"),
+        ("constant folding", "constant_fold"),
+        ("constantfold", "constant_fold"),
+        ("fold-constants", "constant_fold"),
+        ("foldConstants", "constant_fold"),
+        ("ConstantFolding", "constant_fold"),
+        ("deadCodeElimination", "dead_code_elimination"),
+        ("DeadCodeElim", "dead_code_elimination"),
+        ("dropout_removal", "remove_dropout"),
+        ("module_split", "split_module"),
     ],
 )
 def test_a_pass_or_pipeline_is_suggested(given: str, meant: str) -> None:

@@ -44,8 +44,9 @@ def test_books_show_a_job_without_an_end() -> None:
     assert reconciling.of_books(books) == ["graph 1 computes something else"]
 
 
-def test_only_the_empty_folder_of_torch_may_be_left(tmp_path: Path) -> None:
+def test_only_empty_shared_folders_may_be_left(tmp_path: Path) -> None:
     (tmp_path / "torchinductor_user").mkdir()
+    (tmp_path / "lazyfx-workers-0").mkdir()
     assert reconciling.left_behind(tmp_path) == []
     file = tmp_path / "torchinductor_user" / "made"
     file.write_bytes(b"")

@@ -47,7 +47,7 @@ def test_the_server_scripts_no_graph_whose_weights_are_elsewhere(server):
 
 @pytest.mark.parametrize("kind", ["symbolic", "exported", "dynamo", "aot"])
 def test_every_capture_can_be_scripted(client: lazyfx.Client, tmp_path: Path, kind: str):
-    model, example = models.resnet50()
+    model, example = models.resnet()
     for number, capture in enumerate(getattr(captures, kind)(model, example)):
         remote = client.compile(capture.module, ["common_subexpression_elimination", DCE])
         path = remote.save_torchscript(tmp_path / f"{number}.ts")

@@ -9,6 +9,12 @@ from executor_calls import Start
 from lazyfx_server.execution import ProcessExecutor, SpawnSource, start_forkserver
 
 
+@pytest.fixture
+def restarts(request: pytest.FixtureRequest) -> int:
+    """How many workers a test may use up: each that is spawned is a new interpreter."""
+    return 20 if request.node.callspec.params["start"] == "forked" else 8
+
+
 @pytest.fixture(params=["forked", "spawned"])
 async def start(request: pytest.FixtureRequest) -> AsyncIterator[Start]:
     started: list[ProcessExecutor] = []

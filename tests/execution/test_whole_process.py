@@ -171,3 +171,31 @@ def test_beside_grpc_aio_under_uvloop(tmp_path: Path) -> None:
         """,
     )
     assert done.out.splitlines()[-1] == "all well"  # type: ignore[attr-defined]
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the path of its socket would be too long."""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    body = """
+        async def main():
+            executor = ProcessExecutor(worker_jobs.run, processes=start_forkserver(), workers=1)
+            await executor.start()
+            if len(sys.argv) == 1:
+                os.kill(os.getpid(), 9)
+            await executor.close()
+        if __name__ == "__main__":
+            asyncio.run(main())
+        """
+    run_script(tmp_path, body, wait=False).communicate(timeout=60)
+    base = folder / f"lazyfx-workers-{os.geteuid()}"
+    (left,) = base.iterdir()
+    others = folder / "pymp-of-another"
+    others.mkdir()
+    run_script(tmp_path, body.replace("== 1", "== 0"))
+    assert list(base.iterdir()) == []
+    assert set(folder.iterdir()) == {base, others}
+    assert not left.exists()

@@ -137,7 +137,7 @@ def test_folders_that_a_worker_closed_or_nested_are_removed(tmp_path: Path) -> N
     program = """
 import os, sys
 from pathlib import Path
-from lazyfx_server.jobs.native import work_area as area
+from lazyfx_server.execution import owned_folder as area
 base, outside = Path(sys.argv[1]), sys.argv[2]
 if os.geteuid() == 0:
     os.setresgid(65534, 65534, 65534)

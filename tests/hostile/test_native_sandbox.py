@@ -88,7 +88,7 @@ def tried(
 
     async def run() -> list[str]:
         forked = start_forkserver(
-            ["lazyfx_server.jobs.native.inductor_preload"], {"OMP_NUM_THREADS": "1"}
+            ["lazyfx_server.jobs.native.ahead.inductor_preload"], {"OMP_NUM_THREADS": "1"}
         )
         workers = ProcessExecutor(
             native_prisoner.run, processes=forked, workers=1, calls=bounds,

@@ -21,7 +21,7 @@ from lazyfx_server.compiling.key import environment_digest
 from lazyfx_server.compiling.limits.admission import Admission, QueuedJob
 from lazyfx_server.compiling.limits.cost_estimates import JobKind
 from lazyfx_server.compiling.limits.quotas import Quotas
-from lazyfx_server.compiling.tenants import Tenants
+from lazyfx_server.compiling.tenants import Seal, Tenants
 from lazyfx_server.errors import OverloadedError
 from lazyfx_server.settings.limits import CallLimits, QuotaLimits
 from lazyfx_server.store import MemoryStore
@@ -172,6 +172,12 @@ def test_a_record_that_was_written_into_the_store_is_not_trusted() -> None:
     for evil in (forged, bytes(32) + forged, b""):
         assert asyncio.run(found(lambda stored, evil=evil: evil)) == NotFound(damaged=True)
     assert asyncio.run(found(lambda stored: stored[:32] + forged)) == NotFound(damaged=True)
+    # Its tag is in every statement that the tenant's clients receive.
+    for secret in (b"s" * 32, b"t" * 32):
+        alice = Tenants(secret).named("alice")
+        for key in (alice.tag, alice.seal.key) if secret[0] == ord("t") else (alice.tag,):
+            evil = Seal(key).close(alice.module(_Key.digest), forged)
+            assert asyncio.run(found(lambda stored, evil=evil: evil)) == NotFound(damaged=True)
 
 
 def test_a_quota_refusal_says_when_to_retry() -> None:

@@ -15,7 +15,7 @@ from lazyfx.errors import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1 import graph_pb2
 from lazyfx_server.compiling.limits.held_bytes import UNCOUNTED_BYTES, RequestMemory
-from lazyfx_server.compiling.tenants import Tenant
+from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.errors import InvalidRequestError, OverloadedError
 from lazyfx_server.passes import PassError, Registry
 from lazyfx_server.rpc.message_bounds import request_bounds
@@ -35,7 +35,9 @@ def held() -> RequestMemory:
 
 
 async def decoded(method: str, data: bytes) -> Any:
-    async with Decoder(BOUNDS, held()).reading(method, data, Tenant("", bytes(32))) as message:
+    async with Decoder(BOUNDS, held()).reading(
+        method, data, Tenants(bytes(32)).named("")
+    ) as message:
         return message
 
 

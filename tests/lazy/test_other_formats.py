@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_pickling import exported as of_export
-from test_pickling import graphs, of_dynamo
+from captured_graphs import exported as of_export
+from captured_graphs import graphs, of_dynamo
 from torch import nn
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx import Graph, GraphModule
@@ -63,6 +63,7 @@ def test_what_is_loaded_computes_what_was_saved(
     different, missing = {}, set()
     for name, (module, args) in graphs().items():
         if not any("val" in n.meta or "example_value" in n.meta for n in module.graph.nodes):
+            module = copy.deepcopy(module)
             FakeTensorProp(module, FakeTensorMode(allow_non_fake_inputs=True)).propagate(*args)
         sent = through_the_wire(module)
         here = copy.deepcopy(sent)

@@ -10,7 +10,7 @@ import nursery
 import pytest
 import torch
 import torch.utils.checkpoint
-from test_pickling import Net, exported, graphs, of_dynamo
+from captured_graphs import Net, exported, graphs, of_dynamo
 from torch import nn
 from torch.fx import GraphModule, symbolic_trace
 from torch.utils import _pytree as pytree

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from elsewhere import loader
 
 from conformance.cases import operators
+from conformance.saved.loading import Loader
 from conformance.saved.trying import BAD, findings
 
 pytest.importorskip("expecttest", reason="torch's table of operators needs it")
@@ -27,3 +30,13 @@ def test_a_sample_of_operators() -> None:
     assert [each for each in found if each.outcome in (*BAD, "refused")] == []
     counts = Counter(each.format for each in found if each.outcome == "same")
     assert min(counts[kind] for kind in _FORMATS) > 12
+
+
+def test_a_process_that_loads_files_is_replaced_if_it_has_died(tmp_path: Path) -> None:
+    program = "import sys; [print('no such file', flush=True) for _ in sys.stdin]"
+    with Loader(interpreter=[sys.executable, "-c", program, "--"]) as loader:
+        assert loader.call(tmp_path / "file.py") == "no such file"
+        (process,) = loader._processes.values()
+        process.kill()
+        assert loader.call(tmp_path / "file.py") == "the process that loads files has ended"
+        assert loader.call(tmp_path / "file.py") == "no such file"

@@ -18,11 +18,11 @@ KINDS = (
     "gpt2-backward",
     "bert-export",
     "bert-dynamo",
-    "resnet50-symbolic",
-    "resnet50-export",
-    "resnet50-dynamo",
-    "resnet50-forward",
-    "resnet50-backward",
+    "resnet-symbolic",
+    "resnet-export",
+    "resnet-dynamo",
+    "resnet-forward",
+    "resnet-backward",
 )
 
 

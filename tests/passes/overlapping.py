@@ -42,6 +42,17 @@ class Listed(nn.Module):
         return a + b
 
 
+class Repeated(nn.Module):
+    """Writes tensors of a list that are the same, or overlap."""
+
+    def forward(self, a: Tensor, b: Tensor) -> Any:
+        own = b * 2
+        torch.ops.aten._foreach_mul_.Scalar([a, a, b], 2)
+        torch.ops.aten._foreach_add_.ScalarList([own[:3], own[1:], own], [1.0, 3.0, 5.0])
+        torch.ops.aten._foreach_add_.Scalar([a[:2], a[1:]], 1)
+        return a + b, own
+
+
 class Returned(nn.Module):
     """Returns views of what it wrote, which its caller writes afterwards."""
 
@@ -77,7 +88,7 @@ class Outputs(nn.Module):
         return one, b.exp()
 
 
-MODELS = [Written, Both, Listed, Returned, State, Outputs]
+MODELS = [Written, Both, Listed, Repeated, Returned, State, Outputs]
 
 
 class Tracer(torch.fx.Tracer):

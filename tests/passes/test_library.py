@@ -42,7 +42,7 @@ def assert_close(found: list[Any], expected: list[Any], pass_: Pass) -> None:
 
 @pytest.fixture(
     params=["gpt2-export", "gpt2-dynamo", "gpt2-forward", "gpt2-backward", "bert-export",
-            "bert-dynamo", "resnet50-symbolic", "resnet50-dynamo"]
+            "bert-dynamo", "resnet-symbolic", "resnet-dynamo"]
 )  # fmt: skip
 def real(request: pytest.FixtureRequest, captured: dict[str, Capture]) -> Capture:
     return captured[request.param]

@@ -10,7 +10,7 @@ import torch
 from passes.library import LIBRARY
 from passes.overlapping import HOW, MODELS, outcome, symbolic
 from passes.running import run
-from torch import nn
+from torch import Tensor, nn
 
 from lazyfx_server.passes import Registry
 
@@ -39,3 +39,17 @@ def test_any_pass_keeps_what_two_calls_do(make: Callable[[], nn.Module]) -> None
         if pipeline in ("functionalize", "decompose"):
             assert ran.changed, f"{pipeline} left the model alone: nothing was compared"
     assert not wrong
+
+
+@pytest.mark.parametrize("name", ["functionalize", "decompose"])
+def test_one_call_that_writes_two_inputs_is_left_alone(name: str) -> None:
+    """Which of them its kernel writes first, if they share memory, only the kernel knows."""
+
+    class Extremes(nn.Module):
+        def forward(self, a: Tensor, b: Tensor) -> Tensor:
+            torch.aminmax(a * 1, out=(a[0], b[0]))
+            return a + b
+
+    ran = run(symbolic(Extremes()), _registry.create(name))
+    assert not ran.changed
+    assert "writes two tensors that may share memory" in ran.note

@@ -152,3 +152,47 @@ def test_an_input_that_gets_other_sizes(name: str) -> None:
     x = torch.ones(2, 3)
     done.module(x)
     assert x.shape == ((3, 2) if name == "t_" else (1, 2, 3))
+
+
+class Drawn(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(0.4)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.dropout(x) + nn.functional.dropout(x, 0.3)
+        draws = [torch.bernoulli(x, 0.5), torch.empty_like(x).uniform_(), torch.randn_like(x)]
+        return [*draws, nn.functional.alpha_dropout(x, 0.2, training=True), x.bernoulli_(0.7)]
+
+
+LAYOUTS = (
+    torch.randn(2, 3, 4, 5),
+    torch.randn(2, 4, 5, 3).permute(0, 3, 1, 2),
+    torch.randn(4, 3, 2, 5).transpose(0, 2),
+    torch.randn(2, 3, 4, 10)[..., ::2],
+)
+
+
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("captured", LAYOUTS)
+def test_random_numbers_are_drawn_in_the_order_of_memory(captured: Tensor, name: str) -> None:
+    """Whatever strides the inputs have when the graph is called."""
+    module, _ = dynamo(Drawn().train(), {"x": captured})
+    done = run(module, PASSES[name])
+    assert done.changed, done.note
+    for x in LAYOUTS:
+        found = []
+        for graph in (module, done.module):
+            torch.manual_seed(0)
+            found.append([*tree_leaves(graph(given := x.clone())), given, torch.rand(1)])
+        torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+def test_a_draw_whose_functional_form_is_another_is_left_alone() -> None:
+    """On a part of a tensor, torch fills a contiguous copy, with another algorithm."""
+    module, _ = dynamo(_filled, {"x": torch.zeros(64)})
+    assert "draws random numbers in an order" in run(module, PASSES["functionalize"]).note
+
+
+def _filled(x: Tensor) -> Tensor:
+    return x.normal_()

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+from harness import wait_until
 from inline_executor import InlineExecutor
 
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.native_executor import NativeExecutor
 from lazyfx_server.compiling.dispatch.precompiled_headers import PrecompiledHeaders
+from lazyfx_server.execution import CallRefused, ProcessExecutor, start_forkserver
+from lazyfx_server.jobs.native.confinement import Confinement
+from lazyfx_server.jobs.native.toolchain.build_job import run_compile_job
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
 from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.telemetry import Observers
@@ -49,6 +57,75 @@ def test_a_header_is_precompiled_once_there_is_room_for_it(tmp_path: Path) -> No
     first, second = asyncio.run(scenario())
     assert first == b""
     assert second.endswith(b"header.h")
+
+
+def test_the_usual_header_is_made_before_anybody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lazyfx_server.compiling.dispatch.builds._SECONDS_TO_PREPARATION", 0.0)
+    made: list[int] = []
+
+    def noting(job: bytes) -> bytes:
+        made.append(worker.BuildJob.FromString(job).request.kind)
+        return header_of(job)
+
+    async def scenario() -> None:
+        executor, area = InlineExecutor(noting), WorkArea(tmp_path / "area")
+        builds = Builds(executor, COMPILER, 60.0, area, Observers())
+        natives = NativeExecutor(executor, executor, builds, area, None)
+        await natives.start()
+        natives.prepare(REQUEST)
+        await asyncio.wait_for(asyncio.to_thread(wait_until, lambda: made, "it is made"), 20)
+        answer = (await builds.build(REQUEST, [], builds.session())).result
+        assert answer.output.endswith(b"header.h")
+        assert made == [worker.BUILD_KIND_HEADER, worker.BUILD_KIND_OBJECT]
+        natives.prepare(worker.BuildRequest(kind=worker.BUILD_KIND_OBJECT, flags=["-evil"]))
+        await natives.close()
+        assert len(made) == 2
+
+    asyncio.run(scenario())
+
+
+KILLED = {
+    "the compiler": "kill -9 $$",
+    "what it starts": "echo 'g++: fatal error: Killed signal terminated program cc1plus'; exit 1",
+    "the worker": "kill -9 $PPID; sleep 60",
+}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("killed", KILLED)
+def test_a_compile_that_is_killed_is_tried_once_more(tmp_path: Path, killed: str) -> None:
+    compiler, marks = tmp_path / "compiler", tmp_path / "mark"
+    compiler.write_text(
+        f"#!/bin/sh\necho >> {marks}\n"
+        f"if [ $(wc -l < {marks}) -le $(cat {tmp_path}/kills) ]; then {KILLED[killed]}; fi\n"
+        'exec g++ "$@"\n'
+    )
+    compiler.chmod(0o755)
+    job = partial(run_compile_job, replace(COMPILER, path=str(compiler)), Confinement(None))
+    request = worker.BuildRequest(kind=worker.BUILD_KIND_OBJECT, source=b"int x;")
+
+    async def scenario() -> list[worker.BuildResult]:
+        executor = ProcessExecutor(job, processes=start_forkserver(), workers=1, max_jobs=1)
+        await executor.start()
+        area = WorkArea(tmp_path / "area")
+        builds = Builds(executor, COMPILER, 60.0, area, Observers())
+        try:
+            (tmp_path / "kills").write_text("1")
+            made = (await builds.build(request, [], builds.session())).result
+            (tmp_path / "kills").write_text("9")
+            with pytest.raises(CallRefused, match="did not finish"):
+                await builds.build(request, [], builds.session())
+            assert [*(area.root / "builds").iterdir()] == []
+        finally:
+            await executor.close()
+            area.close()
+        return [made]
+
+    (made,) = asyncio.run(scenario())
+    assert made.output.startswith(b"\x7fELF")
+    assert len(marks.read_text()) == 4
 
 
 def test_flags_that_come_and_go_do_not_turn_precompiled_headers_off(tmp_path: Path) -> None:

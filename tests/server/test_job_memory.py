@@ -46,7 +46,7 @@ async def test_a_damaged_or_foreign_record_is_forgotten() -> None:
     await memory.remember(remembered(1), ALICE)
     whole = await store.get(ALICE.job(JOB))
     assert whole is not None
-    bob_says = ALICE.seal(BOB.job(JOB), whole[32:])
+    bob_says = ALICE.seal.close(BOB.job(JOB), whole[32:])
     damaged = [whole[:-1], whole[:40], b"", bytes(len(whole)), bob_says]
     damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in (0, 31, 32, 50)]
     for data in damaged:
@@ -57,7 +57,7 @@ async def test_a_damaged_or_foreign_record_is_forgotten() -> None:
     strange.artifacts[0].native = 7
     place = ALICE.job(JOB)
     for record in (strange.SerializeToString(), b"\xff"):
-        await store.put(place, ALICE.seal(place, record))
+        await store.put(place, ALICE.seal.close(place, record))
         assert await memory.recall([JOB], ALICE) is None
 
 

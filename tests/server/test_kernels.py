@@ -170,7 +170,7 @@ def test_of_a_thousand_entries_that_were_tampered_with_none_is_used() -> None:
         assert good is not None
         foreign = KernelStore(store, bytes(32), lambda: None).place(KEY, b"")
         sealed = [
-            foreign.seal.seal(here.key, RECORD.SerializeToString()),  # by somebody without it
+            foreign.seal.close(here.key, RECORD.SerializeToString()),  # by somebody without it
             RECORD.SerializeToString(),
             b"",
         ]

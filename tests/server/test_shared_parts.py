@@ -22,13 +22,13 @@ from lazyfx_server.compiling.blobs.intake import Blobs
 from lazyfx_server.compiling.blobs.shared_parts import BUCKET_PART_BYTES, PART_BYTES, SharedParts
 from lazyfx_server.compiling.blobs.unfinished_uploads import StagedBlob
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights, FleetSettings
-from lazyfx_server.compiling.tenants import Tenant
+from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.errors import InvalidRequestError, OverloadedError
 from lazyfx_server.settings.limits import UploadLimits
 from lazyfx_server.store import MemoryStore, SharedStore, Store
 from lazyfx_server.telemetry import Observers
 
-ALICE = Tenant("alice", b"a" * 32)
+ALICE = Tenants(bytes(32)).named("alice")
 LEAST_BYTES = 2 * PART_BYTES
 
 

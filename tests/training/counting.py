@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import shutil
 import sys
 import tempfile
 import termios
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import nursery
+import shared_headers
 from harness import metrics, total
 
 # As many bytes as a pipe holds.
@@ -72,15 +72,10 @@ class CountedCompilers:
         os.mkfifo(pipe, 0o644)
         self._pipe = os.open(pipe, os.O_RDWR)
         os.write(self._pipe, b"\n" * _TOKENS)
-        tool = folder / "g++"
-        tool.write_text(
-            "#!/bin/sh\n"
-            f'case "$*" in *" -o "*) read -r token < {pipe};; esac\n'
-            # What may be read is what the compiler says it reads, so also the pipe.
-            f'case "$*" in -print-search-dirs) echo "programs: ={folder}";; esac\n'
-            f'exec {shutil.which("g++")} "$@"\n'
+        # What may be read is what the compiler says it reads, so also the pipe.
+        tool = shared_headers.write_compiler(
+            folder, f'case "$*" in *" -o "*) read -r token < {pipe};; esac'
         )
-        tool.chmod(0o755)
         self.environment = {"CXX": str(tool)}
 
     def runs(self) -> int:

@@ -25,6 +25,12 @@ class Net(nn.Module):
         return self.last(torch.tanh(y) + torch.tanh(y))
 
 
+def block(width: int) -> nn.Module:
+    """What tensor parallelism is for: a wide layer that is split, and one that joins it."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, width), nn.Tanh(), nn.Linear(width, 4))
+
+
 @dataclass
 class Training:
     """What a training loop left behind."""

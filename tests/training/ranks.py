@@ -13,8 +13,14 @@ import torch.distributed as dist
 import torch.distributed._functional_collectives as funcol
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 from torch.nn.parallel import DistributedDataParallel
-from training.loops import Net, batches, train
+from training.loops import Net, batches, block, train
 
 import lazyfx
 
@@ -31,6 +37,12 @@ def exchange(_: object, __: object, y: torch.Tensor) -> torch.Tensor:
     return funcol.reduce_scatter_tensor_autograd(gathered, "sum", 0, group) / dist.get_world_size()
 
 
+def whole(gradient: torch.Tensor | None) -> torch.Tensor:
+    """A gradient, which may be spread over the ranks."""
+    assert gradient is not None
+    return gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
+
+
 def wrapped(net: torch.nn.Module, wrapper: str) -> torch.nn.Module:
     if wrapper == "ddp":
         return DistributedDataParallel(net)
@@ -41,6 +53,8 @@ def wrapped(net: torch.nn.Module, wrapper: str) -> torch.nn.Module:
         net.norm.register_forward_hook(exchange)
         return net
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    if wrapper == "tensor_parallel":
+        return parallelize_module(net, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
     fully_shard(net.first, mesh=mesh)
     fully_shard(net, mesh=mesh)
     return net
@@ -54,7 +68,8 @@ def main() -> None:
     if rank == lost:
         options["address"] = "127.0.0.1:1"
     dist.init_process_group("gloo")
-    net = Net(width=options.pop("width"))
+    width = options.pop("width")
+    net = block(width) if options.get("wrap") == "tensor_parallel" else Net(width=width)
     if uneven and rank == 1:
         net.last = torch.nn.Linear(net.last.in_features, 4, bias=False)
     model = net if uneven else wrapped(net, options.pop("wrap", "ddp"))
@@ -68,6 +83,7 @@ def main() -> None:
         "caches": [graph.cache for graph in report.graphs],
         "reasons": [graph.reason for graph in report.graphs],
         "divergence": [graph.divergence for graph in report.graphs],
+        "gradients": [whole(p.grad).tolist() for p in model.parameters()],
     }
     (folder / f"rank{rank}.json").write_text(json.dumps(summary))
     dist.barrier()

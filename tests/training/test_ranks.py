@@ -9,8 +9,9 @@ from typing import Any
 
 import nursery
 import pytest
+import torch
 from training.counting import native_compiles
-from training.loops import Net, batches, train
+from training.loops import Net, batches, block, train
 
 _TESTS = Path(__file__).parents[1]
 RANKS = 2
@@ -86,6 +87,21 @@ def test_fsdp2(native_server: Any, tmp_path: Path) -> None:
     ranks = run_job(tmp_path / "job", native_server.address, width=44, agreement="all", wrap="fsdp")
     assert all(set(rank["outcomes"]) == {"remote"} for rank in ranks), ranks
     assert ranks[0]["losses"] == pytest.approx(expected_losses(width=44))
+
+
+@pytest.mark.long
+def test_tensor_parallel_ranks_share_the_compiles(native_server: Any, tmp_path: Path) -> None:
+    before = native_compiles(native_server)
+    job = {"width": 46, "agreement": "all", "wrap": "tensor_parallel"}
+    ranks = run_job(tmp_path / "job", native_server.address, **job)
+    assert [rank["outcomes"] for rank in ranks] == [["remote"], ["remote"]], ranks
+    assert ranks[0]["digests"] == ranks[1]["digests"]
+    assert native_compiles(native_server) == before + 2  # a forward and a backward
+    alone = block(46)
+    losses = train(alone, batches()).losses
+    assert ranks[0]["losses"] == pytest.approx([float(loss) for loss in losses])
+    for found, expected in zip(ranks[0]["gradients"], alone.parameters(), strict=True):
+        torch.testing.assert_close(torch.tensor(found), expected.grad)
 
 
 def test_when_one_rank_has_no_server_none_uses_it(native_server: Any, tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from lazyfx.v1 import compiler_pb2 as pb
 if TYPE_CHECKING:
     from servers import RunningServer
 
+    from lazyfx.backend.fallback_report import KernelCounts
+
 PATIENCE = 150.0
 
 
@@ -125,6 +127,18 @@ def test_a_node_with_another_version_is_not_used(
     assert any("lazyfx 9.9" in line for line in server.log)
 
 
+def kernels(server: RunningServer, epsilon: float) -> KernelCounts:
+    """Of a step that is new to the server."""
+    torch._dynamo.reset()
+    model = Net(width=25)
+    model.norm.eps = epsilon
+    options = {"address": server.address, "on_error": "raise"}
+    train(model, batches(), torch.compile(model, backend="lazyfx", options=options))
+    found = lazyfx.backend_report().graphs[-1].kernels
+    assert found is not None
+    return found
+
+
 @pytest.mark.slow
 def test_hits_go_on_when_the_head_dies_and_jobs_when_it_is_back(
     server: RunningServer,
@@ -139,6 +153,7 @@ def test_hits_go_on_when_the_head_dies_and_jobs_when_it_is_back(
     with lazyfx.connect(server.address) as client, lazyfx.connect(falls_back.address) as other:
         client.compile(graph_of(1.0))
         assert other.compile(graph_of(1.0)).cache.status == "miss"
+        assert kernels(server, 1e-5).known == 0
         cluster.kill_all()
         assert other.compile(graph_of(2.0), timeout=60).cache.status == "miss"
         assert any("jobs run on this machine" in line for line in falls_back.log)
@@ -161,3 +176,6 @@ def test_hits_go_on_when_the_head_dies_and_jobs_when_it_is_back(
         wait_for(compiles)
         record_property("seconds until jobs ran again", time.monotonic() - started)
         assert "no jobs run" not in readiness(server)
+    # These nodes are new, and the kernels are those that the first one gave the server.
+    again = kernels(server, 1e-4)
+    assert again.known > again.compiled > 0

@@ -17,6 +17,7 @@ from torch.distributed import distributed_c10d
 from torch.utils.checkpoint import checkpoint
 
 from lazyfx.backend import torch_autograd as backend_names
+from lazyfx.backend.planning import torch_aot as aot_names
 from lazyfx.shared.native import torch_inductor
 from lazyfx.warming import torch_fake_groups as warming_names
 from lazyfx_server.jobs.native import torch_inductor_codegen as server_names
@@ -54,6 +55,17 @@ def test_artifacts_are_written_and_read() -> None:
 def test_backwards_can_be_compiled_for_more_than_one_call() -> None:
     source = inspect.getsource(server_names.graph_compile)
     assert source.count("= collect_bw_donated_buffer_idxs(") > 0
+
+
+def test_graphs_can_be_traced_here_for_a_compiler_elsewhere() -> None:
+    parameters = inspect.signature(torch._inductor.compile_fx.compile_fx).parameters
+    assert {"inner_compile", "config_patches"} <= parameters.keys()
+    settings = torch_inductor.functorch_config.get_config_copy()
+    assert settings["force_non_lazy_backward_lowering"] is False
+    assert "enable_autograd_cache" in settings
+    assert callable(server_names.graph_compile.collect_bw_donated_buffer_idxs)
+    with torch.autocast("cpu", dtype=torch.bfloat16), aot_names.without_autocast():
+        assert not torch.is_autocast_enabled("cpu")
 
 
 def test_settings_and_their_defaults() -> None:

@@ -7,7 +7,7 @@ import models
 import pytest
 from checks import assert_round_trip
 
-STATIC = ["gpt2", "bert", "t5", "llama", "resnet50"]
+STATIC = ["gpt2", "bert", "t5", "llama", "resnet"]
 WAYS = ["exported", "dynamo", "aot"]
 
 
@@ -22,7 +22,7 @@ def test_models_come_back(name: str, way: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "way"),
-    [("gpt2", "exported"), ("t5", "dynamo"), ("bert", "aot"), ("resnet50", "exported")],
+    [("gpt2", "exported"), ("t5", "dynamo"), ("bert", "aot"), ("resnet", "exported")],
 )
 def test_models_with_dynamic_shapes_come_back(name: str, way: str) -> None:
     found = getattr(captures, way)(*getattr(models, name)(**small(name)), dynamic=True)
@@ -37,4 +37,4 @@ def test_a_symbolic_trace_comes_back_with_its_leaf_modules() -> None:
 
 
 def small(name: str) -> dict[str, int]:
-    return {} if name == "resnet50" else {"layers": 1}
+    return {} if name == "resnet" else {"layers": 1}

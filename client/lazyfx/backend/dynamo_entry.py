@@ -12,18 +12,22 @@ from typing import Any, Final
 from torch.fx import GraphModule
 
 from lazyfx.backend.agreement import DisagreementError, RankStatus, agree
-from lazyfx.backend.fallback_report import KernelCounts, Outcome, records
+from lazyfx.backend.fallback_report import EqualBlocks, KernelCounts, Outcome, records
 from lazyfx.backend.local import compile_locally
 from lazyfx.backend.options import BackendOptions, read_options
+from lazyfx.backend.planning.plans import Plan, ask_for_all, make_plan
 from lazyfx.backend.progress_display import show_progress
 from lazyfx.backend.recording import record
-from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable, ask, make_request
+from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable, ask
 from lazyfx.backend.sessions import Session, session_for
 from lazyfx.backend.symbolic_floats import InitialFloats, specialize_inputs, specialize_unsent
 from lazyfx.backend.waiting.swapping import DeferredGraph
 from lazyfx.backend.warm_start.early_start import start_early
 from lazyfx.errors import LazyfxError, ServiceError, UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import RestartAnalysis
+
+# From the least to the most work.
+_CACHE_STATUSES: Final = ("", "hit", "joined", "miss")
 
 # dynamo calls the backend again for each attempt at a frame; the values are kept per process.
 initial_floats: Final = InitialFloats()
@@ -74,6 +78,7 @@ class _Graph:
     digest: str = ""
     divergence: str = ""
     kernels: KernelCounts | None = None
+    equal_blocks: tuple[EqualBlocks, ...] = ()
     recorded: str = ""
     compiled: bool = False
     prefetched: bool = False
@@ -86,32 +91,31 @@ class _Graph:
                 dynamo.
         """
         call: Runnable | None = None
-        answer: GraphResult | None = None
+        fixed: tuple[GraphRequest, Sequence[int]] | None = None
         error: Exception | None = None
         cache = ""
         try:
             session = session_for(self.options.address)
-            graph_request = make_request(self.module, self.inputs, self.options)
-            if self.options.record:
-                self.recorded = record(graph_request, Path(self.options.record)).name
+            plan = make_plan(self.module, self.inputs, self.options)
+            self._record_requests(plan.requests)
             session.require_reachable()
             if not self.options.wait:
-                return self._deferred(session, graph_request)
-            self.digest = graph_request.digest()
+                return self._deferred(session, plan.requests[0])
+            self.digest = plan.requests[0].digest() if plan.requests else ""
             with show_progress(len(self.module.graph.nodes)) as notice:
-                answer = _request(session, graph_request, notice)
-            if not answer.fixed_inputs:
-                answer.enforce()
-                call, cache = answer.open(), answer.cache
-                self.kernels = answer.kernels
-                self.compiled, self.prefetched = answer.compiled, answer.prefetched
+                answers = ask_for_all(plan.requests, lambda each: _request(session, each, notice))
+            fixed = _fixed_inputs(plan.requests, answers)
+            if fixed is None:
+                call, cache = self._open(plan, answers), _worst_cache(answers)
+        except RestartAnalysis:
+            raise
         except Exception as problem:  # noqa: BLE001 - a job never ends because of its compiler's cache
             error = problem
         if self.options.agreement == "all":
             error = self._agreed(error)
-        if error is None and answer is not None and answer.fixed_inputs:
+        if error is None and fixed is not None:
             try:
-                specialize_inputs(self.module, answer.fixed_inputs)
+                specialize_inputs(fixed[0].graph, fixed[1])
             except LazyfxError as problem:
                 error = problem
         if call is None or error is not None:
@@ -119,6 +123,25 @@ class _Graph:
             return self._fall_back(error)
         self._record("remote", cache=cache)
         return call
+
+    def _record_requests(self, requests: Sequence[GraphRequest]) -> None:
+        if self.options.record:
+            names = [record(each, Path(self.options.record)).name for each in requests]
+            self.recorded = names[0] if names else ""
+
+    def _open(self, plan: Plan, answers: Sequence[GraphResult]) -> Runnable:
+        for answer in answers:
+            answer.enforce()
+        code = [answer.open() for answer in answers]
+        built = [answer.kernels for answer in answers if answer.kernels is not None]
+        if built:
+            self.kernels = KernelCounts(
+                sum(each.known for each in built), sum(each.compiled for each in built)
+            )
+        self.equal_blocks = tuple(group for answer in answers for group in answer.equal_blocks)
+        self.compiled = any(answer.compiled for answer in answers)
+        self.prefetched = bool(answers) and all(answer.prefetched for answer in answers)
+        return plan.join(code)
 
     def _agreed(self, error: Exception | None) -> Exception | None:
         """The decision of all ranks; this rank's own error is kept if it has one."""
@@ -156,6 +179,7 @@ class _Graph:
     def _deferred(self, session: Session, graph_request: GraphRequest) -> Runnable:
         def swapped(answer: GraphResult) -> None:
             self.digest, self.kernels = answer.digest, answer.kernels
+            self.equal_blocks = answer.equal_blocks
             self.compiled, self.prefetched = answer.compiled, answer.prefetched
             self._record("remote", cache=answer.cache)
 
@@ -188,6 +212,7 @@ class _Graph:
             reason=reason,
             divergence=self.divergence,
             kernels=self.kernels,
+            equal_blocks=self.equal_blocks,
             compiled=self.compiled,
             prefetched=self.prefetched,
             recorded=self.recorded,
@@ -203,6 +228,21 @@ def _first_line(error: Exception) -> str:
     """Class and first line of an error, for a report."""
     text = next(iter(str(error).strip().splitlines()), "")
     return f"{type(error).__name__}: {text}"[:300]
+
+
+def _fixed_inputs(
+    requests: Sequence[GraphRequest], answers: Sequence[GraphResult]
+) -> tuple[GraphRequest, Sequence[int]] | None:
+    """The first request whose answer wants floats to be constants, and the inputs with them."""
+    for request, answer in zip(requests, answers, strict=True):
+        if answer.fixed_inputs:
+            return request, answer.fixed_inputs
+    return None
+
+
+def _worst_cache(answers: Sequence[GraphResult]) -> str:
+    """The cache status of all: "miss" if anything was compiled, then "joined", then "hit"."""
+    return max((answer.cache for answer in answers), key=_CACHE_STATUSES.index, default="hit")
 
 
 def _request(session: Session, graph_request: GraphRequest, notice: Any = None) -> GraphResult:

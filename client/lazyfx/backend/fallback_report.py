@@ -35,6 +35,22 @@ class KernelCounts:
         return f"{kernels}: {self.known} known, {self.compiled} compiled"
 
 
+@dataclass(frozen=True, slots=True)
+class EqualBlocks:
+    """Equal blocks of a graph, such as its layers, that were compiled once.
+
+    Attributes:
+        calls: How many there are.
+        nodes: Nodes of each.
+    """
+
+    calls: int
+    nodes: int
+
+    def __str__(self) -> str:
+        return f"{self.calls} equal blocks of {self.nodes} nodes compiled once"
+
+
 @dataclass(frozen=True)
 class GraphReport:
     """One graph that torch.compile passed to the backend.
@@ -51,6 +67,7 @@ class GraphReport:
         reason: Why it is not remote; empty if it is.
         divergence: With agreement="all": the first node in which the ranks' graphs differ.
         kernels: What the server compiled; None if it had the artifact, or built none.
+        equal_blocks: With equal_blocks="once": what was compiled once and is called several times.
         compiled: The server compiled it while this process waited.
         recorded: With the option `record`: the name of the file that it was recorded in.
         prefetched: The server sent it before it was asked for, as this job had asked for it before.
@@ -65,6 +82,7 @@ class GraphReport:
     reason: str
     divergence: str = ""
     kernels: KernelCounts | None = None
+    equal_blocks: tuple[EqualBlocks, ...] = ()
     compiled: bool = False
     recorded: str = ""
     prefetched: bool = False
@@ -98,6 +116,7 @@ class BackendReport:
             line += f" ({', '.join(words)})" if words else ""
             line += f", {graph.seconds:.2f} s"
             line += f", {graph.kernels}" if graph.kernels is not None else ""
+            line += "".join(f", {blocks}" for blocks in graph.equal_blocks)
             line += f": {graph.reason}" if graph.reason else ""
             lines.append(line + (f"; {graph.divergence}" if graph.divergence else ""))
         return "\n".join(lines)
@@ -134,6 +153,7 @@ class _Records:
         reason: str,
         divergence: str = "",
         kernels: KernelCounts | None = None,
+        equal_blocks: tuple[EqualBlocks, ...] = (),
         compiled: bool = False,
         recorded: str = "",
         prefetched: bool = False,
@@ -150,6 +170,7 @@ class _Records:
                     reason=reason,
                     divergence=divergence,
                     kernels=kernels,
+                    equal_blocks=equal_blocks,
                     compiled=compiled,
                     recorded=recorded,
                     prefetched=prefetched,

@@ -16,6 +16,7 @@ from lazyfx.shared.printable import shown
 from lazyfx.shared.suggesting import closest
 
 Compile = Literal["inductor", "eager"]
+BlockCompile = Literal["each", "once"]
 OnError = Literal["local", "eager", "raise"]
 Agreement = Literal["each", "all"]
 InductorValue = bool | int | float | str
@@ -33,6 +34,8 @@ class BackendOptions:
         passes: Graph passes that the server runs first, in order.
         compile: "inductor": run the native artifact that the server's Inductor compiled; "eager":
             run the graph after the passes, rebuilt from graph data.
+        equal_blocks: "once" compiles equal layers of a graph without gradients once, and calls that
+            code for each of them; "each" compiles the graph as a whole.
         on_error: If the server cannot help: "local" compiles here with Inductor (or, with
             compile="eager", runs the graph uncompiled), "eager" runs the graph uncompiled, "raise"
             raises.
@@ -53,6 +56,7 @@ class BackendOptions:
     address: str = DEFAULT_ADDRESS
     passes: PassTuple = ()
     compile: Compile = "inductor"
+    equal_blocks: BlockCompile = "each"
     on_error: OnError = "local"
     wait: bool = True
     timeout: float = 600.0
@@ -67,6 +71,7 @@ class BackendOptions:
 
 _CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "compile": get_args(Compile),
+    "equal_blocks": get_args(BlockCompile),
     "on_error": get_args(OnError),
     "agreement": get_args(Agreement),
     "priority": PRIORITIES,
@@ -159,6 +164,7 @@ _READERS: Final[Mapping[str, Callable[[str, Any], Any]]] = {
     "address": _address,
     "passes": _passes,
     "compile": _one_of("compile"),
+    "equal_blocks": _one_of("equal_blocks"),
     "on_error": _one_of("on_error"),
     "wait": _flag,
     "send_values": _flag,

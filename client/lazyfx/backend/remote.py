@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from lazyfx.artifacts.kernel_files import kept_kernels, kernel_folder, with_kept_kernels
 from lazyfx.artifacts.native_loading import load
 from lazyfx.backend.dynamo_graphs import FlatGraph, flatten
-from lazyfx.backend.fallback_report import KernelCounts
+from lazyfx.backend.fallback_report import EqualBlocks, KernelCounts
 from lazyfx.backend.group_names import register_names, with_names
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.sessions import Session
@@ -71,6 +71,7 @@ class GraphResult:
         env: The ShapeEnv of the symbols in these conditions.
         fixed_inputs: Inputs whose floats must be constants before anything can be compiled.
         kernels: What the server compiled; None if it had the artifact.
+        equal_blocks: Groups of equal blocks that were compiled once: calls and nodes of each.
         compiled: The server reported a compile while the answer was awaited.
         prefetched: The artifact arrived before it was asked for.
     """
@@ -82,6 +83,7 @@ class GraphResult:
     env: ShapeEnv | None = None
     fixed_inputs: tuple[int, ...] = ()
     kernels: KernelCounts | None = None
+    equal_blocks: tuple[EqualBlocks, ...] = ()
     compiled: bool = False
     prefetched: bool = False
 
@@ -114,7 +116,12 @@ def make_request(
             f"the graph is on {elsewhere[0]}, but artifacts target cuda:0; let each rank see its "
             "own GPU as cuda:0 (CUDA_VISIBLE_DEVICES)"
         )
-    request = native_request(flat.devices, options.mode, options.inductor)
+    request = native_request(
+        flat.devices,
+        options.mode,
+        options.inductor,
+        equal_blocks_once=options.equal_blocks == "once",
+    )
     return GraphRequest(flat.module, request, flat, options)
 
 
@@ -158,6 +165,7 @@ def ask(
         env=shape_guards.shape_env(graph_request.flat.inputs),
         fixed_inputs=tuple(bundle.fixed_inputs),
         kernels=_kernels(answer.last),
+        equal_blocks=tuple(EqualBlocks(b.calls, b.nodes) for b in bundle.equal_blocks),
         compiled=answer.last.ByteSize() > 0,
         prefetched=answer.prefetched,
     )

@@ -118,4 +118,8 @@ def _shape_env(module: GraphModule) -> ShapeEnv | None:
 
 def _described(module: GraphModule) -> list[object]:
     nodes: Iterable[Node] = module.graph.nodes
-    return [node.meta.get("example_value") for node in nodes if node.op == "placeholder"]
+    return [
+        node.meta.get("example_value", node.meta.get("val"))
+        for node in nodes
+        if node.op == "placeholder"
+    ]

@@ -11,6 +11,7 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
+from lazyfx import flows
 from lazyfx.calls import forking
 from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_async_channel
 from lazyfx.calls.connections import Connections
@@ -22,23 +23,7 @@ from lazyfx.calls.watching import (
     is_silence,
 )
 from lazyfx.errors import ClosedError
-from lazyfx.flows import (
-    AwaitConnection,
-    Call,
-    Finish,
-    First,
-    Flow,
-    Locked,
-    Next,
-    Offload,
-    Open,
-    Pause,
-    Place,
-    Result,
-    Send,
-    Start,
-    Step,
-)
+from lazyfx.flows import Call, Flow, Place, Result, Step
 from lazyfx.trust.access import Access
 
 
@@ -133,29 +118,29 @@ class AsyncDriver:
 
     async def _perform(self, step: Step) -> Any:
         match step:
-            case Start(method, request, seconds, place):
+            case flows.Start(method, request, seconds, place):
                 return self._call(method, request, seconds, place)
-            case Finish(call, place):
+            case flows.Finish(call, place):
                 return await self._watched(call, cast("Awaitable[bytes | None]", call), place)
-            case First(calls, seconds):
+            case flows.First(calls, seconds):
                 return await _first_done(cast("Sequence[grpc.aio.Call]", calls), seconds)
-            case Open(method, requests, seconds, place):
+            case flows.Open(method, requests, seconds, place):
                 failures: list[Exception] = []
                 one_by_one = (
                     requests if isinstance(requests, bytes) else _one_by_one(requests, failures)
                 )
                 return _Stream(self._call(method, one_by_one, seconds, place), failures)
-            case Next(call, place):
+            case flows.Next(call, place):
                 return await self._watched(call, cast("_Stream", call).read(), place)
-            case Send():
+            case flows.Send():
                 return await self._send(step)
-            case Pause(seconds):
+            case flows.Pause(seconds):
                 return await self._pause(seconds)
-            case Offload(work):
+            case flows.Offload(work):
                 return await asyncio.to_thread(work)
-            case AwaitConnection():
+            case flows.AwaitConnection():
                 return await self._await_connection(step)
-            case Locked(lock, flow):
+            case flows.Locked(lock, flow):
                 async with cast("asyncio.Lock", lock):
                     return await self.run(flow)
 
@@ -173,7 +158,7 @@ class AsyncDriver:
             return await waited
         return await self._watch.wait(call.cancel, place, waited)
 
-    async def _await_connection(self, step: AwaitConnection) -> bool:
+    async def _await_connection(self, step: flows.AwaitConnection) -> bool:
         if step.must_answer:
             check = self._connections.check(step.place)
             return await self._answers(check, step.place, step.seconds)
@@ -200,7 +185,7 @@ class AsyncDriver:
             return not is_silence(error)
         return True
 
-    async def _send(self, step: Send) -> bytes | None:
+    async def _send(self, step: flows.Send) -> bytes | None:
         failures: list[Exception] = []
         try:
             requests = _one_by_one(step.requests, failures)

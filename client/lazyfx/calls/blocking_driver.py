@@ -17,6 +17,7 @@ from typing import Any, Final, cast
 
 import grpc
 
+from lazyfx import flows
 from lazyfx.calls import forking
 from lazyfx.calls.blocking_calls import BlockingCall, CallFailure, RacedCall, first_done
 from lazyfx.calls.channel import CLOSED_MEANWHILE, CONNECTED_OR_FAILED, open_blocking_channel
@@ -28,22 +29,7 @@ from lazyfx.calls.watching import (
     is_silence,
 )
 from lazyfx.errors import ClosedError, LazyfxError
-from lazyfx.flows import (
-    AwaitConnection,
-    Finish,
-    First,
-    Flow,
-    Locked,
-    Next,
-    Offload,
-    Open,
-    Pause,
-    Place,
-    Result,
-    Send,
-    Start,
-    Step,
-)
+from lazyfx.flows import Flow, Place, Result, Step
 from lazyfx.trust.access import Access
 
 # The state of the connection is read again after the first, doubled up to the second.
@@ -166,28 +152,30 @@ class BlockingDriver:
 
     def _perform(self, step: Step) -> Any:
         match step:
-            case Start(is_raced=True):
+            case flows.Start(is_raced=True):
                 return self._start_raced(step)
-            case Start(method, sent, seconds, place) | Open(method, sent, seconds, place):
+            case flows.Start(method, sent, seconds, place) | flows.Open(
+                method, sent, seconds, place
+            ):
                 return self._open(method, sent, seconds, place)
-            case Finish(call, place):
+            case flows.Finish(call, place):
                 ended = cast("BlockingCall | RacedCall", call)
                 return self._watched(ended, ended.finish, place)
-            case First(calls, seconds):
+            case flows.First(calls, seconds):
                 return first_done(cast("Sequence[RacedCall]", calls), seconds)
-            case Next(call, place):
+            case flows.Next(call, place):
                 stream = cast("BlockingCall", call)
                 return self._watched(stream, stream.read, place)
-            case Send():
+            case flows.Send():
                 return self._send(step)
-            case Pause(seconds):
+            case flows.Pause(seconds):
                 if seconds:  # a call is sent when it starts
                     self._closing.wait(seconds)
-            case Offload(work):
+            case flows.Offload(work):
                 return _in_thread(work)
-            case AwaitConnection():
+            case flows.AwaitConnection():
                 return self._await_connection(step)
-            case Locked(lock, flow):
+            case flows.Locked(lock, flow):
                 with cast("threading.Lock", lock):
                     return self.run(flow)
         return None
@@ -199,7 +187,7 @@ class BlockingDriver:
             return wait()
         return self._watch.wait(call.interrupt, place, wait)
 
-    def _await_connection(self, step: AwaitConnection) -> bool:
+    def _await_connection(self, step: flows.AwaitConnection) -> bool:
         if step.must_answer:
             self.require_open()
             try:
@@ -230,11 +218,11 @@ class BlockingDriver:
         start = self._connections.method(method, place)
         return BlockingCall(self._begin(start, requests, seconds, place), failures)
 
-    def _start_raced(self, step: Start) -> RacedCall:
+    def _start_raced(self, step: flows.Start) -> RacedCall:
         start = self._connections.unary_method(step.method, step.place).future
         return RacedCall(self._begin(start, step.request, step.seconds, step.place))
 
-    def _send(self, step: Send) -> bytes | None:
+    def _send(self, step: flows.Send) -> bytes | None:
         failures: list[Exception] = []
         requests = _collect_failures(step.requests, failures)
         start = self._connections.method(step.method, step.place).future

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -18,6 +19,7 @@ SHORT_NAMES: Final[Mapping[str, str]] = MappingProxyType(
         "conv_bn_fusion": "fuse_conv_bn",
         "cse": "common_subexpression_elimination",
         "dce": "dead_code_elimination",
+        "dead_code": "dead_code_elimination",
         "dropout": "remove_dropout",
         "fold": "constant_fold",
         "folding": "constant_fold",
@@ -42,12 +44,20 @@ SHORT_NAMES: Final[Mapping[str, str]] = MappingProxyType(
 # Comparison time is quadratic in the length, and a long text is not a typo.
 _MAX_COMPARED = 64
 _MAX_LISTED = 40
+_TYPO = 0.8
+_SIMILAR = 0.6
+# A shorter text is in many names by chance.
+_MIN_PART = 3
+_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 
 
 def closest(
     given: str, known: Iterable[str], short: Mapping[str, str] = MappingProxyType({})
 ) -> str:
-    """The known word most similar to a given one; "" if there is none.
+    """The known word that was most probably meant by a given one; "" if none is likely.
+
+    Case and separators do not count (`foldConstants`), nor does the order of the parts of a word
+    (`fold_constants`) or what was added to it (`my_cse`, `dce2`).
 
     Args:
         given: The unknown word.
@@ -55,12 +65,43 @@ def closest(
         short: Aliases of known words.
     """
     words = tuple(known)
-    if len(given) > _MAX_COMPARED:
+    plain = _plain(given) if len(given) <= _MAX_COMPARED else ""
+    if not plain:
         return ""
-    plain = given.lower().replace("-", "_")
-    if short.get(plain) in words:
-        return short[plain]
-    return next(iter(difflib.get_close_matches(plain, words, n=1, cutoff=0.6)), "")
+    names = {_plain(alias): word for alias, word in short.items() if word in words}
+    names |= {_plain(word): word for word in words}
+    rules = (
+        lambda: difflib.get_close_matches(plain, names, n=1, cutoff=_TYPO),
+        lambda: _of_the_same_parts(plain, names),
+        lambda: sorted(_contained(plain, names), key=len, reverse=True),
+        lambda: difflib.get_close_matches(plain, names, n=1, cutoff=_SIMILAR),
+    )
+    return next((names[found[0]] for rule in rules if (found := rule())), "")
+
+
+def _plain(word: str) -> str:
+    return "_".join(part.lower() for part in _PART.findall(word))
+
+
+def _of_the_same_parts(plain: str, names: Iterable[str]) -> list[str]:
+    """The names that have the same parts in another order or inflection."""
+    parts = sorted(plain.split("_"))
+    return [name for name in names if _are_alike(parts, sorted(name.split("_")))]
+
+
+def _are_alike(some: list[str], others: list[str]) -> bool:
+    """Whether each part of one is the beginning of its counterpart, as `fold` of `folding`."""
+    return len(some) == len(others) and all(
+        one == other or (len(one) >= _MIN_PART and one == other[: len(one)])
+        for one, other in (sorted(pair, key=len) for pair in zip(some, others, strict=True))
+    )
+
+
+def _contained(plain: str, names: Iterable[str]) -> Iterator[str]:
+    """The names that are a part of the word, or several parts of it in a row."""
+    for name in names:
+        if len(name) >= _MIN_PART and f"_{name}_" in f"_{plain}_":
+            yield name
 
 
 def did_you_mean(

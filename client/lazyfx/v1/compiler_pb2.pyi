@@ -1171,12 +1171,15 @@ class NativeRequest(google.protobuf.message.Message):
     SETTINGS_FIELD_NUMBER: builtins.int
     CONFIGURATION_FIELD_NUMBER: builtins.int
     SETTING_DIGESTS_FIELD_NUMBER: builtins.int
+    EQUAL_BLOCKS_ONCE_FIELD_NUMBER: builtins.int
     configuration: builtins.bytes
     """Digest of all settings of Inductor and AOTAutograd, with those above applied."""
     setting_digests: builtins.bytes
     """The first 4 bytes of the digest of each setting, sorted by name, so that a server can name
     those that differ.
     """
+    equal_blocks_once: builtins.bool
+    """Compile equal blocks of a graph without gradients once, and call them."""
     @property
     def target(self) -> Global___NativeTarget: ...
     @property
@@ -1197,9 +1200,10 @@ class NativeRequest(google.protobuf.message.Message):
         settings: collections.abc.Iterable[Global___PassOption] | None = ...,
         configuration: builtins.bytes = ...,
         setting_digests: builtins.bytes = ...,
+        equal_blocks_once: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["target", b"target"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["configuration", b"configuration", "setting_digests", b"setting_digests", "settings", b"settings", "states", b"states", "target", b"target"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["configuration", b"configuration", "equal_blocks_once", b"equal_blocks_once", "setting_digests", b"setting_digests", "settings", b"settings", "states", b"states", "target", b"target"]) -> None: ...
 
 Global___NativeRequest: typing_extensions.TypeAlias = NativeRequest
 
@@ -1247,6 +1251,7 @@ class NativeBundle(google.protobuf.message.Message):
     CONDITIONS_FIELD_NUMBER: builtins.int
     FLOAT_INPUTS_FIELD_NUMBER: builtins.int
     FIXED_INPUTS_FIELD_NUMBER: builtins.int
+    EQUAL_BLOCKS_FIELD_NUMBER: builtins.int
     compiled: builtins.bytes
     """A serialized AOTCompiledArtifact of torch: a pickle."""
     conditions: builtins.bytes
@@ -1273,6 +1278,10 @@ class NativeBundle(google.protobuf.message.Message):
         into constants of the graph and tries again.
         """
 
+    @property
+    def equal_blocks(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___EqualBlocks]:
+        """Blocks of the graph that were compiled once and are called several times, if this was requested."""
+
     def __init__(
         self,
         *,
@@ -1283,11 +1292,34 @@ class NativeBundle(google.protobuf.message.Message):
         conditions: builtins.bytes = ...,
         float_inputs: collections.abc.Iterable[builtins.int] | None = ...,
         fixed_inputs: collections.abc.Iterable[builtins.int] | None = ...,
+        equal_blocks: collections.abc.Iterable[Global___EqualBlocks] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["guards", b"guards", "target", b"target"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["compiled", b"compiled", "conditions", b"conditions", "fixed_inputs", b"fixed_inputs", "float_inputs", b"float_inputs", "guards", b"guards", "kernels", b"kernels", "target", b"target"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["compiled", b"compiled", "conditions", b"conditions", "equal_blocks", b"equal_blocks", "fixed_inputs", b"fixed_inputs", "float_inputs", b"float_inputs", "guards", b"guards", "kernels", b"kernels", "target", b"target"]) -> None: ...
 
 Global___NativeBundle: typing_extensions.TypeAlias = NativeBundle
+
+@typing.final
+class EqualBlocks(google.protobuf.message.Message):
+    """Equal blocks of a graph, e.g. its layers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: builtins.int
+    CALLS_FIELD_NUMBER: builtins.int
+    nodes: builtins.int
+    """Nodes of one block."""
+    calls: builtins.int
+    """How often the graph calls it."""
+    def __init__(
+        self,
+        *,
+        nodes: builtins.int = ...,
+        calls: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["calls", b"calls", "nodes", b"nodes"]) -> None: ...
+
+Global___EqualBlocks: typing_extensions.TypeAlias = EqualBlocks
 
 @typing.final
 class AotPackage(google.protobuf.message.Message):

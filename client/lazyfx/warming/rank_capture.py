@@ -12,8 +12,9 @@ from torch.fx import GraphModule, Node
 
 from lazyfx.backend import backend_report, compile_graph
 from lazyfx.backend.options import BackendOptions, read_options
+from lazyfx.backend.planning.plans import make_plan
 from lazyfx.backend.recording import record
-from lazyfx.backend.remote import Runnable, make_request
+from lazyfx.backend.remote import Runnable
 from lazyfx.errors import LazyfxError
 from lazyfx.warming.rank_runs import GraphBreak, RankGraph
 from lazyfx.warming.torch_fake_groups import graph_break_reasons
@@ -118,9 +119,12 @@ class RankCapture:
         places = _places(module.graph.nodes)
         recorded = digest = reason = ""
         try:
-            request = make_request(module, example_inputs, options)
-            recorded = record(request, self._folder).name
-            digest = request.digest()
+            requests = make_plan(module, example_inputs, options).requests
+            # AOTAutograd's graphs may take the place of dynamo's; the first one, the forward, is
+            # what is compared with those of other ranks.
+            names = [record(request, self._folder).name for request in requests]
+            if requests:
+                recorded, digest = names[0], requests[0].digest()
         except LazyfxError as error:
             reason = str(error)
         self.graphs.append(

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import runpy
-import sys
 import traceback
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lazyfx.warming.rank_capture import RankCapture
 from lazyfx.warming.rank_messages import MissingMessageError
 from lazyfx.warming.rank_runs import RankRun
+from lazyfx.warming.stepped_script import SteppedScript
 from lazyfx.warming.torch_fake_groups import pretend_other_ranks
 
 
@@ -39,10 +35,6 @@ class Job:
     ranks_per_node: int
     steps: int
     has_server: bool
-
-
-class _EnoughSteps(SystemExit):
-    """Raised to stop the script."""
 
 
 def rank_variables(job: Job, rank: int) -> dict[str, str]:
@@ -88,44 +80,21 @@ def run_rank(job: Job, rank: int, folder: Path, messages: Path) -> None:
     pretend_other_ranks(messages)
     capture = RankCapture(folder, has_server=job.has_server)
     capture.install()
-    steps, problem = _run_script(job)
-    RankRun(rank, tuple(capture.graphs), capture.breaks(), steps, problem).write(folder)
+    script = SteppedScript(job.script, job.arguments, job.steps)
+    problem = _run(script)
+    RankRun(rank, tuple(capture.graphs), capture.breaks(), script.steps, problem).write(folder)
 
 
-def _run_script(job: Job) -> tuple[int, str]:
-    """Run the script until it ends or has taken its steps; the steps, and why it failed."""
-    done = 0
-
-    def count(*_: object) -> None:
-        nonlocal done
-        done += 1
-        if done >= job.steps:
-            raise _EnoughSteps(0)
-
-    register_optimizer_step_post_hook(count)
+def _run(script: SteppedScript) -> str:
+    """Run the script; why it failed, or ""."""
     try:
-        with _as_main(job.script, job.arguments):
-            runpy.run_path(str(job.script), run_name="__main__")
-    except _EnoughSteps:
-        pass
+        script.run()
     except SystemExit as exit_:
         if exit_.code not in (None, 0):
-            return done, f"the script ended with status {exit_.code}"
+            return f"the script ended with status {exit_.code}"
     except MissingMessageError as error:
-        return done, str(error)
+        return str(error)
     except Exception as error:  # noqa: BLE001 - whatever the script raises
         traceback.print_exc()
-        return done, "".join(traceback.format_exception_only(error)).strip()
-    return done, ""
-
-
-@contextlib.contextmanager
-def _as_main(script: Path, arguments: Sequence[str]) -> Iterator[None]:
-    """The arguments and the module path that `python SCRIPT ARGUMENTS` has."""
-    before = sys.argv, sys.path[0]
-    sys.argv = [str(script), *arguments]
-    sys.path[0] = str(script.parent.resolve())
-    try:
-        yield
-    finally:
-        sys.argv, sys.path[0] = before
+        return "".join(traceback.format_exception_only(error)).strip()
+    return ""

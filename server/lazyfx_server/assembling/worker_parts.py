@@ -189,7 +189,8 @@ def native_compiles(
         return Admission(slots, settings.calls, NATIVE_POOL, observer, pressure, longest=longest)
 
     if engine is not None and native.native != "off":
-        nodes = RayBuilders(engine, native.native_timeout, crashes, observer)
+        shared = kernels if native.shares_kernels else None
+        nodes = RayBuilders(engine, native.native_timeout, crashes, observer, shared)
         compiles = NativeCompiles(nodes, make_queue, observer, forwards=forwards, sharing=sharing)
         engine.cluster.listen(compiles.count_workers)
         return compiles

@@ -192,7 +192,7 @@ class Catalog:
         if stored is None:
             return NotFound(damaged=place in self._damaged)
         if module is None:
-            record = tenant.unseal(place, stored)
+            record = tenant.seal.open(place, stored)
             if record is None:
                 return NotFound(damaged=True)
             module = _read(tenant, key, ModuleRecord.FromString(record))
@@ -249,7 +249,7 @@ class Catalog:
         """Write a module's record to the store."""
         record = module.record.SerializeToString()
         for place in module.places:
-            await self._store.put(place, module.tenant.seal(place, record))
+            await self._store.put(place, module.tenant.seal.close(place, record))
 
     def forget(self, module: CompiledModule) -> None:
         """Drop a module whose blobs are missing; the next request for it is a miss."""

@@ -230,6 +230,7 @@ class NativeCompiles:
             kernel_scope=self._kernel_scope(subject),
         )  # fmt: skip
         ended: NativeResult = "failed"
+        repeated = 0
         try:
             async with queue.slot(queued_job):
                 started = time.monotonic()
@@ -243,10 +244,11 @@ class NativeCompiles:
             raise
         else:
             ended = "only_traced" if result.only_traced else "made"
+            repeated = result.repeated_blocks
             return result
         finally:
             if flight.begun or ended != "stopped":
-                self._observer.observe(NativeCompiled(ended))
+                self._observer.observe(NativeCompiled(ended, repeated))
 
     def _kernel_scope(self, subject: Subject) -> bytes | None:
         """Whose kernels a job shares; None for none but its own."""

@@ -8,15 +8,22 @@ gRPC's threads do not survive a fork, and launching the fork server is itself a 
 from __future__ import annotations
 
 import contextlib
+import logging
 import multiprocessing
 import multiprocessing.forkserver
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.util import Finalize
+from pathlib import Path
 from typing import Final
 
 from lazyfx_server.execution.launching import launching
+from lazyfx_server.execution.owned_folder import OwnedFolder
+
+_log = logging.getLogger(__name__)
 
 _SETUP: Final = "lazyfx_server.execution.forkserver_setup"
 
@@ -78,8 +85,30 @@ class ForkServer:
                 os.kill(pid, signal.SIGKILL)
 
     def _ensure_running(self) -> None:
+        _own_temporary_folder()
         self._context.set_forkserver_preload(self._preload)
         multiprocessing.forkserver.ensure_running()
+
+
+def _own_temporary_folder() -> None:
+    """Have multiprocessing put the socket of the fork server into a folder that is swept.
+
+    It would create one in the folder for temporary files, which a process that is killed leaves
+    there for ever, under a name that does not say whose it is.
+    """
+    # Python has no public API for this. Once set, it stays the same for the life of the process.
+    config = getattr(multiprocessing.current_process(), "_config", {})
+    if "tempdir" in config:
+        return
+    try:
+        owned = OwnedFolder(Path(tempfile.gettempdir()) / f"lazyfx-workers-{os.geteuid()}")
+    except OSError as error:
+        _log.warning("if this process is killed, it leaves a folder pymp-* behind: %s", error)
+        return
+    # The path of a Unix socket has at most 107 bytes. Only this process opens the socket by it.
+    config["tempdir"] = f"/proc/self/fd/{os.open(owned.path, os.O_PATH | os.O_DIRECTORY)}"
+    # Unlike what atexit runs, not run in forks of this process. Last, as multiprocessing's own.
+    Finalize(None, owned.close, exitpriority=-100)
 
 
 def start_forkserver(

@@ -90,8 +90,9 @@ class NativeSettings(Part):
     Default: the number of cores, at most 8."""
 
     kernel_sharing: Literal["all", "tenant"] = "all"
-    """Who shares compiled C++ kernels: all tenants, or the jobs of one. A kernel has no name and
-    no text of its graph, but a caller sees that somebody has compiled it before; SECURITY.md."""
+    """Who shares compiled C++ kernels: all tenants, or only the jobs of one. A kernel has no name
+    and no text of its graph, but a caller sees that somebody has compiled it before; see
+    SECURITY.md."""
 
     native_timeout: float = Field(default=1800.0, gt=0)
     """Seconds after which a native compile is killed."""

@@ -50,7 +50,7 @@ class AddressSettings(Part):
     """Port for /metrics, /healthz and /readyz; 0 picks a free port."""
 
     takeover_seconds: float = Field(default=0.0, ge=0)
-    """Seconds to wait until another server leaves these addresses. For a restart that clients do
+    """Seconds to wait for another server to give up these addresses. For a restart that clients do
     not notice: start the successor with it, then stop the old server. Default: fail at once."""
 
     reflection: bool = False
@@ -212,7 +212,7 @@ class StoreSettings(Part):
     longer is not used until it is fast again."""
 
     store_publish_seconds: float | None = Field(default=None, gt=0, le=60)
-    """Seconds that an answer waits at most until the other servers can find its result.
+    """Maximum seconds that an answer waits until other servers can find its result.
     Default: --store-wait-seconds."""
 
     store_ttl_days: float = Field(default=7.0, gt=0, le=3650)

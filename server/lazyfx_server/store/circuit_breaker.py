@@ -182,7 +182,7 @@ class CircuitBreaker:
         room = asyncio.ensure_future(self._room.acquire())
         try:
             if not await _ends(room, seconds or self.wait_seconds):
-                raise SkippedError(f"{self.name} has {_MAX_AT_ONCE} questions to answer")
+                raise SkippedError(f"{self.name} has {_MAX_AT_ONCE} requests in flight")
             yield
         finally:
             if not room.cancel():
@@ -224,7 +224,7 @@ class CircuitBreaker:
         if task.done():
             return task.result()
         if given_up is not None and given_up.is_set():
-            raise UnreachableError(f"{self.name} is given up: {self._problem}")
+            raise UnreachableError(f"{self.name} is no longer used: {self._problem}")
         raise UnreachableError(f"{self.name} did not answer within {seconds:.2g} s{self._hint}")
 
     def _write_limit(self, value: bytes) -> float:

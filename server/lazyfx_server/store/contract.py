@@ -45,7 +45,7 @@ OnCorrupt = Callable[[str, str], None]
 
 
 OnChange = Callable[[str, "StoreError | None"], None]
-"""Called when a remote store is left alone from now on, with its tier and the reason, and with
+"""Called when a remote store is no longer used, with its tier and the reason, and with
 None when it is used."""
 
 
@@ -57,7 +57,7 @@ class StoreHooks:
         on_error: For each failed operation, which was answered as a miss.
         on_recovered: For each success of an operation that has failed before.
         on_corrupt: For each corrupt entry that was quarantined.
-        on_change: When a remote store is left alone, and when it is used again.
+        on_change: When a remote store is no longer used, and when it is used again.
     """
 
     on_error: OnError | None = None
@@ -164,11 +164,16 @@ class RemoteStore(QuarantiningStore, Protocol):
     Its methods raise UnreachableError if it did not answer, StoreError if it refused.
     """
 
+    async def get(self, key: str) -> bytes | None:
+        """See `Store.get`."""
+        reading = await self.begin_get(key)
+        return None if reading is None else await reading.rest()
+
     async def begin_get(self, key: str) -> Reading | None:
-        """`get` in two steps: the answer has begun, the value has arrived."""
+        """`get` in two steps: first the answer begins, then the value arrives."""
 
     async def refresh(self) -> None:
-        """Asks for what `stats` tells; the least that shows whether the store answers."""
+        """Fetch what `stats` returns; a small request, which shows whether the store answers."""
 
 
 @runtime_checkable

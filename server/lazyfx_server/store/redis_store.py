@@ -19,6 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from lazyfx_server.store.contract import (
+    LeasingStore,
     Reading,
     RemoteTierName,
     StoreError,
@@ -53,7 +54,7 @@ return 0
 T = TypeVar("T")
 
 
-class RedisStore:
+class RedisStore(LeasingStore):
     """Keeps values in a Redis or Valkey server.
 
     Args:
@@ -89,11 +90,6 @@ class RedisStore:
     def name(self) -> RemoteTierName:
         """The tier's name."""
         return "redis"
-
-    async def get(self, key: str) -> bytes | None:
-        """See `Store.get`."""
-        reading = await self.begin_get(key)
-        return None if reading is None else await reading.rest()
 
     async def begin_get(self, key: str) -> Reading | None:
         """See `RemoteStore.begin_get`. The whole value has arrived, or as much as is allowed."""

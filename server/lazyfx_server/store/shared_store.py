@@ -29,7 +29,7 @@ from lazyfx_server.store.reported_failures import ReportedFailures
 LARGE_BYTES: Final = 1 << 20
 """Entries that are longer are large."""
 
-_HAS_WAITED: Final = SkippedError("the request has waited long enough for the store of small ones")
+_HAS_WAITED: Final = SkippedError("the request has already waited for the store of small entries")
 
 
 class SharedStore:

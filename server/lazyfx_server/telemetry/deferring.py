@@ -24,8 +24,8 @@ class DeferredObserver:
     """Passes events on a little later, or when the counts are about to be read.
 
     A request emits events when it ends, and its answer need not wait until they are counted. Under
-    load, counting each hit alone would cost a third of the hit. Events of one kind that only add to
-    sums are merged; the others keep their order.
+    load, counting each hit alone would cost a third of the hit. Events that only add to a sum are
+    merged and passed on first; the others follow in their order.
 
     Args:
         observer: Receives the events.
@@ -80,7 +80,7 @@ def _of_hits(hits: Mapping[str, tuple[list[float], list[float]]]) -> Iterator[Ev
 
 
 def _merged(events: Iterable[Event]) -> Iterator[Event]:
-    """The same events, with those that only add to the same sums merged at their first place."""
+    """Those that only add to sums, one for each sum; then the others, in their order."""
     lookups: dict[tuple[LookupResult, str, str], int] = {}
     reused: dict[str, float] = {}
     overhead: dict[tuple[str, str], float] = {}

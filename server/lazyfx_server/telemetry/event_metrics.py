@@ -94,6 +94,12 @@ def event_metrics(passes: Sequence[str], given: labels.DefinedElsewhere) -> list
             _once("result"),
             {"result": labels.NATIVE_RESULTS},
         ),
+        EventMetric(
+            events.NativeCompiled,
+            "repeated_blocks",
+            "Blocks of graphs that were not compiled because they equal others",
+            lambda event: [((), event.repeated_blocks)],
+        ),
         *_of_kernels(),
         *_of_flights(),
         *_of_jobs(given),

@@ -617,11 +617,14 @@ class NativeResult(google.protobuf.message.Message):
     SECONDS_FIELD_NUMBER: builtins.int
     ONLY_TRACED_FIELD_NUMBER: builtins.int
     KERNELS_FIELD_NUMBER: builtins.int
+    REPEATED_BLOCKS_FIELD_NUMBER: builtins.int
     data: builtins.bytes
     media_type: builtins.str
     seconds: builtins.float
     only_traced: builtins.bool
     """It only lists the floats that must be constants; nothing was compiled."""
+    repeated_blocks: builtins.int
+    """Blocks that were not compiled because they equal others."""
     @property
     def kernels(self) -> Global___KernelCounts:
         """What became of its C++ sources; set by the server."""
@@ -634,9 +637,10 @@ class NativeResult(google.protobuf.message.Message):
         seconds: builtins.float = ...,
         only_traced: builtins.bool = ...,
         kernels: Global___KernelCounts | None = ...,
+        repeated_blocks: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["kernels", b"kernels"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "kernels", b"kernels", "media_type", b"media_type", "only_traced", b"only_traced", "seconds", b"seconds"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "kernels", b"kernels", "media_type", b"media_type", "only_traced", b"only_traced", "repeated_blocks", b"repeated_blocks", "seconds", b"seconds"]) -> None: ...
 
 Global___NativeResult: typing_extensions.TypeAlias = NativeResult
 
@@ -695,15 +699,21 @@ class DescribeNativeResult(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TARGET_FIELD_NUMBER: builtins.int
+    USUAL_BUILD_FIELD_NUMBER: builtins.int
     @property
     def target(self) -> lazyfx.v1.compiler_pb2.NativeTarget: ...
+    @property
+    def usual_build(self) -> Global___BuildRequest:
+        """A build as most kernels need it, whose header the server precompiles before anybody asks."""
+
     def __init__(
         self,
         *,
         target: lazyfx.v1.compiler_pb2.NativeTarget | None = ...,
+        usual_build: Global___BuildRequest | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["target", b"target"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["target", b"target"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["target", b"target", "usual_build", b"usual_build"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["target", b"target", "usual_build", b"usual_build"]) -> None: ...
 
 Global___DescribeNativeResult: typing_extensions.TypeAlias = DescribeNativeResult
 
@@ -987,6 +997,34 @@ class KernelRecord(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["output", b"output", "seconds", b"seconds"]) -> None: ...
 
 Global___KernelRecord: typing_extensions.TypeAlias = KernelRecord
+
+@typing.final
+class KernelCall(google.protobuf.message.Message):
+    """A node of a cluster asks its server for a compiled kernel, or gives it one that it has compiled,
+    while a native job runs. The server knows whose job it is. The answer is a KernelRecord: without
+    output if the kernel is not known, or was given.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: builtins.int
+    MADE_FIELD_NUMBER: builtins.int
+    key: builtins.bytes
+    """What the kernel depends on, see build_keys: 32 bytes."""
+    @property
+    def made(self) -> Global___KernelRecord:
+        """The kernel, to give it."""
+
+    def __init__(
+        self,
+        *,
+        key: builtins.bytes = ...,
+        made: Global___KernelRecord | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["made", b"made"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "made", b"made"]) -> None: ...
+
+Global___KernelCall: typing_extensions.TypeAlias = KernelCall
 
 @typing.final
 class GraphHistory(google.protobuf.message.Message):

@@ -91,7 +91,7 @@ class RayNode:
             workers, native, config.operator_modules, config.added_targets, config.log_format
         )
         sources = Sources(
-            start_forkserver(start.preload, start.without_gpus),
+            start_forkserver(start.fork_preload, start.without_gpus),
             SpawnSource(start.preload, start.environment),
         )
         held = protection(workers)

@@ -12,7 +12,9 @@ from google.protobuf.message import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.crashes import CrashTracker
 from lazyfx_server.compiling.dispatch.sending import Jobs
-from lazyfx_server.execution import NoWorker
+from lazyfx_server.compiling.kernels.kernel_answers import AnsweringExecutor
+from lazyfx_server.compiling.kernels.kernel_flights import KernelFlights
+from lazyfx_server.execution import Executor, NoWorker
 from lazyfx_server.execution.ray_engine import RayEngine, RayExecutor
 from lazyfx_server.settings.model import Settings
 from lazyfx_server.telemetry import Observer
@@ -82,15 +84,22 @@ class RayBuilders:
         timeout: Seconds that one job may take.
         crashes: Remembers graphs on which workers died.
         observer: Notified of retries and refusals.
+        kernels: The kernels that nodes ask for, and give; None if they share none.
     """
 
     def __init__(
-        self, engine: RayEngine, timeout: float, crashes: CrashTracker, observer: Observer
+        self,
+        engine: RayEngine,
+        timeout: float,
+        crashes: CrashTracker,
+        observer: Observer,
+        kernels: KernelFlights | None = None,
     ) -> None:
         self._engine = engine
         self._timeout = timeout
         self._crashes = crashes
         self._observer = observer
+        self._kernels = kernels
         self._known: dict[bytes, pb.NativeTarget] = {}
         self._progress: TTLCache[bytes, pb.ArtifactProgress] = TTLCache(_MAX_PROGRESS, ttl=60.0)
         self._asking: dict[bytes, asyncio.Task[None]] = {}
@@ -136,7 +145,9 @@ class RayBuilders:
 
     def jobs_for(self, target: pb.NativeTarget) -> Jobs:
         """See `NativeBuilders.jobs_for`."""
-        executor = RayExecutor(self._engine, NATIVE, _builds_for(target))
+        executor: Executor = RayExecutor(self._engine, NATIVE, _builds_for(target))
+        if self._kernels is not None:
+            executor = AnsweringExecutor(executor, self._kernels)
         return Jobs(
             executor, self._timeout, self._crashes, bounds="native", observer=self._observer
         )

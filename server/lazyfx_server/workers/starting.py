@@ -16,11 +16,18 @@ class WorkerStart:
 
     Attributes:
         preload: Modules to import.
+        prepared: Modules that only a process imports from which many are forked.
         environment: Variables to set before.
     """
 
     preload: Sequence[str]
+    prepared: Sequence[str]
     environment: Mapping[str, str]
+
+    @property
+    def fork_preload(self) -> Sequence[str]:
+        """The modules that a fork server imports."""
+        return [*self.preload, *self.prepared]
 
     @property
     def without_gpus(self) -> Mapping[str, str]:
@@ -56,8 +63,11 @@ def worker_start(
 
         environment[allowed.VARIABLE] = added_targets
     preload = [*operator_modules, "lazyfx_server.jobs.preload"]
+    prepared = []
     if native.native != "off":
-        preload.append("lazyfx_server.jobs.native.inductor_preload")
+        preload.append("lazyfx_server.jobs.native.ahead.inductor_preload")
+        if native.native_start_method != "spawn":
+            prepared.append("lazyfx_server.jobs.native.ahead.prepared_inductor")
         # Inductor starts its own processes on import unless it is limited to one thread.
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
-    return WorkerStart(preload, environment)
+    return WorkerStart(preload, prepared, environment)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +21,6 @@ if TYPE_CHECKING:
 _DOES_IT_CALL: Final = 'does the script call torch.compile(model, backend="lazyfx")?'
 _NOT_ALL: Final = f"not every graph was compiled on the server; {_DOES_IT_CALL}"
 _NO_GRAPHS: Final = f"no rank has a graph; {_DOES_IT_CALL}"
-
-
-class _Warmed(SystemExit):
-    """Raised to stop the script after enough steps."""
 
 
 def warm(
@@ -197,29 +191,10 @@ def _warm_by_running(
 ) -> None:
     _set_options(address, timeout)
     # Importing torch is slow; --help does not need it.
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
     from lazyfx.backend import backend_report
+    from lazyfx.warming.stepped_script import SteppedScript
 
-    done = 0
-
-    def count(*_: object) -> None:
-        nonlocal done
-        done += 1
-        if done >= steps:
-            raise _Warmed(0)
-
-    hook = register_optimizer_step_post_hook(count)
-    before = sys.argv, sys.path[0]
-    sys.argv = [str(script), *arguments]
-    sys.path[0] = str(script.parent.resolve())
-    try:
-        runpy.run_path(str(script), run_name="__main__")
-    except _Warmed:
-        pass
-    finally:
-        hook.remove()
-        sys.argv, sys.path[0] = before
+    SteppedScript(script, arguments, steps).run()
     report = backend_report()
     typer.echo(str(report))
     if not report.graphs or report.remote < len(report.graphs):

@@ -23,7 +23,11 @@ MAX_KEPT_BYTES: Final = 1024 * KEPT_PREFIX_BYTES
 
 
 def native_request(
-    devices: Iterable[torch.device], mode: str | None, inductor: Mapping[str, Any]
+    devices: Iterable[torch.device],
+    mode: str | None,
+    inductor: Mapping[str, Any],
+    *,
+    equal_blocks_once: bool = False,
 ) -> pb.NativeRequest:
     """Create a request from the current state of this process and thread.
 
@@ -31,6 +35,7 @@ def native_request(
         devices: Devices of the graph's inputs.
         mode: A mode of torch.compile.
         inductor: Settings of Inductor.
+        equal_blocks_once: Compile equal blocks of a graph without gradients once.
 
     Raises:
         LazyfxError: A setting cannot be sent, or has an invalid value; names it.
@@ -48,6 +53,7 @@ def native_request(
             settings=torch_settings.to_proto(wanted),
             configuration=configuration.digest,
             setting_digests=configuration.short_digests,
+            equal_blocks_once=equal_blocks_once,
         )
 
 

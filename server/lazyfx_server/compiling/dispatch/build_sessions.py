@@ -9,7 +9,7 @@ from typing import Final, TypeAlias
 
 from google.protobuf.message import DecodeError
 
-from lazyfx_server.compiling.kernels.kernel_flights import Provided
+from lazyfx_server.compiling.kernels.kernel_flights import Elsewhere, Provided
 from lazyfx_server.execution import CallRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -30,15 +30,20 @@ class BuildSession:
     Args:
         build: Runs one build.
         scope: Whose kernels it uses and adds to; None for none but its own.
+        elsewhere: More kernels of this scope.
 
     Attributes:
         scope: As given.
+        elsewhere: As given.
         kernels: What became of the C++ sources that the job has asked for.
     """
 
-    def __init__(self, build: Build, scope: bytes | None = None) -> None:
+    def __init__(
+        self, build: Build, scope: bytes | None = None, elsewhere: Elsewhere | None = None
+    ) -> None:
         self._build = build
         self.scope = scope
+        self.elsewhere = elsewhere
         self.kernels = worker.KernelCounts()
         self._objects: dict[bytes, bytes] = {}
         self._libraries: set[bytes] = set()

@@ -9,6 +9,7 @@ from. What has been built before is not built again (`compiling.kernels`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import time
@@ -23,13 +24,27 @@ from google.protobuf.message import DecodeError
 from lazyfx_server.compiling.dispatch.build_sessions import BuildSession
 from lazyfx_server.compiling.dispatch.precompiled_headers import PrecompiledHeaders
 from lazyfx_server.compiling.kernels.build_slots import BuildSlots
-from lazyfx_server.compiling.kernels.kernel_flights import Compile, KernelFlights, Provided, Turn
-from lazyfx_server.execution import CallRefused, ExecutionError, Executor
+from lazyfx_server.compiling.kernels.kernel_flights import (
+    Compile,
+    Elsewhere,
+    KernelFlights,
+    Provided,
+    Turn,
+)
+from lazyfx_server.execution import (
+    CallRefused,
+    ExecutionError,
+    Executor,
+    NoWorker,
+    WorkerCrashed,
+    WorkerFailed,
+)
+from lazyfx_server.execution.owned_folder import remove
 from lazyfx_server.jobs.native.toolchain.build_keys import library_key
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
 from lazyfx_server.jobs.native.toolchain.flags import RequestRefused, check_build_request
 from lazyfx_server.jobs.native.toolchain.toolchain_digest import Toolchain, read_toolchain
-from lazyfx_server.jobs.native.work_area import WorkArea, remove
+from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.telemetry import KernelSource, Observer, SourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -39,6 +54,9 @@ _log = logging.getLogger(__name__)
 _SHARED_KINDS: Final = frozenset(
     (worker.BUILD_KIND_OBJECT, worker.BUILD_KIND_LIBRARY, worker.BUILD_KIND_LINK)
 )
+
+# A server that was only started to say something does not live so long.
+_SECONDS_TO_PREPARATION: Final = 3.0
 
 
 class Builds:
@@ -77,14 +95,25 @@ class Builds:
         self._toolchain: asyncio.Future[Toolchain | None] | None = None
         self._why_unshared = ""
 
-    def session(self, scope: bytes | None = None) -> BuildSession:
+    def session(
+        self, scope: bytes | None = None, elsewhere: Elsewhere | None = None
+    ) -> BuildSession:
         """A session that answers the calls of one native job.
 
         Args:
             scope: Whose kernels it uses and adds to: empty for those of all tenants, or the tag of
                 one. None for none but its own.
+            elsewhere: More kernels of this scope.
         """
-        return BuildSession(self.build, scope)
+        return BuildSession(self.build, scope, elsewhere)
+
+    async def prepare(self, request: worker.BuildRequest) -> None:
+        """Precompile the header of a build, unless the server ends soon or a job is earlier."""
+        with contextlib.suppress(RequestRefused):
+            check_build_request(request)
+            await asyncio.sleep(_SECONDS_TO_PREPARATION)
+            async with self._headers.use(request, self):
+                pass
 
     async def build(
         self, request: worker.BuildRequest, objects: list[bytes], session: BuildSession
@@ -108,7 +137,9 @@ class Builds:
             assert self._kernels is not None, "has a toolchain"
             assert session.scope is not None, "has a toolchain"
             may_keep = partial(self._may_keep, toolchain, session)
-            provided = await self._kernels.provide(key, session.scope, turn, may_keep)
+            provided = await self._kernels.provide(
+                key, session.scope, turn, may_keep, session.elsewhere
+            )
         provided.result.key = key
         return provided
 
@@ -177,9 +208,21 @@ class Builds:
         return CallRefused(reason)
 
     async def _run(self, job: worker.BuildJob, folder: Path) -> worker.BuildResult:
+        """Run a compile, and once more if it was killed: not for its source, in most cases.
+
+        Raises:
+            CallRefused: It did not finish.
+        """
         job.folder = str(folder)
+        data = job.SerializeToString()
         try:
-            answer = await self._executor.run(job.SerializeToString(), timeout=self._timeout)
+            try:
+                answer = await self._executor.run(data, timeout=self._timeout)
+            except NoWorker:
+                raise
+            except (WorkerCrashed, WorkerFailed) as error:
+                _log.warning("a C++ compile is tried again: %s", error)
+                answer = await self._executor.run(data, timeout=self._timeout)
             return worker.BuildResult.FromString(answer)
         except ExecutionError as error:
             raise CallRefused(f"the compiler did not finish: {error}") from error

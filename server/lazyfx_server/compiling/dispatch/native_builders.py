@@ -81,7 +81,9 @@ class LocalBuilders:
     async def start(self) -> None:
         """See `NativeBuilders.start`."""
         await self._executor.start()
-        self._executor.target = (await self._jobs.describe_native()).target
+        description = await self._jobs.describe_native()
+        self._executor.target = description.target
+        self._executor.prepare(description.usual_build)
 
     def jobs_for(self, target: pb.NativeTarget) -> Jobs:
         """See `NativeBuilders.jobs_for`: there is one target."""

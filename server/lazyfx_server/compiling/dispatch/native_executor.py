@@ -16,10 +16,12 @@ from google.protobuf.message import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.build_sessions import BuildSession
 from lazyfx_server.compiling.dispatch.builds import Builds
+from lazyfx_server.compiling.kernels.server_kernels import ServerKernels
 from lazyfx_server.execution import Executor, JobBytes, OnCall
 from lazyfx_server.execution.executor import parts_of
+from lazyfx_server.execution.owned_folder import remove
 from lazyfx_server.jobs.native.progress import progress_of, read_progress
-from lazyfx_server.jobs.native.work_area import WorkArea, remove
+from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.v1 import worker_pb2 as worker
 
 
@@ -60,6 +62,7 @@ class NativeExecutor:
         self._owner = owner
         self._numbers = itertools.count(1)
         self._running: dict[str, _Running] = {}  # by place; the last one if it runs twice
+        self._preparing: asyncio.Task[None] | None = None
         self.target: pb.NativeTarget | None = None
 
     @property
@@ -84,8 +87,10 @@ class NativeExecutor:
         owner: str | None = None,
         on_call: OnCall | None = None,
     ) -> bytes:
-        """Runs one job; see `Executor.run`. Its calls are answered here, so `on_call` is unused."""
-        del on_call
+        """Runs one job; see `Executor.run`.
+
+        Its calls are answered here; with `on_call`, a server is asked for kernels.
+        """
         message = worker.Job.FromString(b"".join(parts_of(job)))
         place = message.native.place.hex() if message.HasField("native") else "describe"
         folder = self._area.folder("jobs", str(next(self._numbers)), owner=self._owner)
@@ -95,7 +100,10 @@ class NativeExecutor:
             if self.target is not None:
                 message.native.made_on.CopyFrom(self.target)
             scoped = message.native.HasField("kernel_scope")
-            session = self._builds.session(message.native.kernel_scope if scoped else None)
+            session = self._builds.session(
+                message.native.kernel_scope if scoped else None,
+                None if on_call is None else ServerKernels(on_call),
+            )
             message.native.ClearField("kernel_scope")
         else:
             message.describe_native.cache = str(folder)
@@ -112,6 +120,10 @@ class NativeExecutor:
             # Also removes what a killed job left behind.
             await asyncio.shield(asyncio.to_thread(remove, folder))
 
+    def prepare(self, request: worker.BuildRequest) -> None:
+        """Soon precompile the header of a build, which takes longer than the kernels of a job."""
+        self._preparing = asyncio.ensure_future(self._builds.prepare(request))
+
     def progress(self, place: bytes) -> pb.ArtifactProgress:
         """The progress of the job with this name."""
         running = self._running.get(place.hex())
@@ -126,6 +138,9 @@ class NativeExecutor:
 
     async def close(self) -> None:
         """Stops the processes, and removes their files."""
+        if self._preparing is not None:
+            self._preparing.cancel()
+            await asyncio.gather(self._preparing, return_exceptions=True)
         await asyncio.gather(self._jobs.close(), self._compiles.close())
         self._area.close()
 

@@ -17,10 +17,11 @@ from weakref import WeakKeyDictionary
 
 from cachetools import TTLCache
 
-from lazyfx_server.execution import CallRefused
+from lazyfx_server.execution import CallRefused, ExecutorClosed
+from lazyfx_server.execution.owned_folder import remove
 from lazyfx_server.jobs.native.toolchain.build_job import HEADER
 from lazyfx_server.jobs.native.toolchain.build_keys import header_key
-from lazyfx_server.jobs.native.work_area import WorkArea, remove
+from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.v1 import worker_pb2 as worker
 
 _log = logging.getLogger(__name__)
@@ -143,6 +144,8 @@ class PrecompiledHeaders:
         except (CallRefused, OSError) as failure:
             # Its worker was killed, or the disk is full: the next attempt may succeed.
             failed = str(failure)
+            if isinstance(failure.__cause__, ExecutorClosed):
+                return ""
         if not failed:
             return str(folder / HEADER)
         _log.warning("cannot precompile a header: %s", failed)

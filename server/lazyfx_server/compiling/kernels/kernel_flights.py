@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from lazyfx_server.compiling.flights.fleet_flights import FleetFlights
 from lazyfx_server.compiling.flights.leased_flight import Work
@@ -60,6 +60,16 @@ class _Made:
     compiled: bool
 
 
+class Elsewhere(Protocol):
+    """The kernels of another process, for one job; unreachable ones are as unknown ones."""
+
+    async def find(self, key: bytes) -> worker.KernelRecord | None:
+        """A kernel, if it is known there."""
+
+    async def add(self, key: bytes, record: worker.KernelRecord) -> None:
+        """Give it a kernel."""
+
+
 class KernelFlights:
     """Provides kernels from the store, or compiles them, each once.
 
@@ -82,7 +92,22 @@ class KernelFlights:
         """Number of kernels that are looked up or compiled."""
         return len(self._flights)
 
-    async def provide(self, key: bytes, scope: bytes, turn: Turn, may_keep: MayKeep) -> Provided:
+    async def find(self, key: bytes, scope: bytes) -> worker.KernelRecord | None:
+        """A kernel, if it is in the store; see `provide`."""
+        return await self._kernels.find(self._kernels.place(key, scope))
+
+    async def add(self, key: bytes, scope: bytes, record: worker.KernelRecord) -> None:
+        """Store a kernel that was compiled elsewhere; see `provide`."""
+        await self._kernels.add(self._kernels.place(key, scope), record)
+
+    async def provide(
+        self,
+        key: bytes,
+        scope: bytes,
+        turn: Turn,
+        may_keep: MayKeep,
+        elsewhere: Elsewhere | None = None,
+    ) -> Provided:
         """A kernel from the store; compiled if it is not there.
 
         Args:
@@ -90,12 +115,13 @@ class KernelFlights:
             scope: Whose kernels it belongs to; see `KernelStore.place`.
             turn: Waits for a compiler, and compiles it.
             may_keep: Asked before the result is stored.
+            elsewhere: More kernels of this scope, also of this one when it is stored.
 
         Raises:
             CallRefused: `turn` raised it, for this job or for the one that it joined.
         """
         place = self._kernels.place(key, scope)
-        work = partial(self._find_or_make, place, key, turn, may_keep)
+        work = partial(self._find_or_make, place, key, turn, may_keep, elsewhere)
         landing = await self._flights.join(place.key.encode(), work)
         made = landing.result()
         provided = Provided(made.result, _source(landing, made), made.seconds)
@@ -110,11 +136,15 @@ class KernelFlights:
         key: bytes,
         turn: Turn,
         may_keep: MayKeep,
+        elsewhere: Elsewhere | None,
         flight: Flight[_Made],
     ) -> _Made:
         find = partial(self._find, place)
         if found := await find():
             return found
+        if elsewhere is not None and (record := await elsewhere.find(key)):
+            await self._kernels.add(place, record)
+            return _known(record)
         job = JobKind(key, b"kernel", 0)
         work = Work(place.key, "kernel", job, find, _USUAL_SECONDS)
         # The compiler first: whoever holds the lease compiles, and nobody waits for one that waits.
@@ -129,18 +159,22 @@ class KernelFlights:
                 if fits and not result.failed and await may_keep(result):
                     record = worker.KernelRecord(output=result.output, seconds=made.seconds)
                     await self._kernels.add(place, record)
+                    if elsewhere is not None:
+                        await elsewhere.add(key, record)
                 return made
         assert ours.found is not None, "found, or made and returned"
         return ours.found
 
     async def _find(self, place: KernelPlace) -> _Made | None:
         record = await self._kernels.find(place)
-        if record is None:
-            return None
-        return _Made(worker.BuildResult(output=record.output), record.seconds, compiled=False)
+        return None if record is None else _known(record)
 
     def _on_abandoned(self, outcome: Abandonment) -> None:
         self._observer.observe(FlightAbandoned("kernel", outcome))
+
+
+def _known(record: worker.KernelRecord) -> _Made:
+    return _Made(worker.BuildResult(output=record.output), record.seconds, compiled=False)
 
 
 def _source(landing: Landing[_Made], made: _Made) -> KernelSource:

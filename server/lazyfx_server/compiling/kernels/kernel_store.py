@@ -16,7 +16,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from lazyfx_server.compiling.tenants import Tenant
+from lazyfx_server.compiling.tenants import Seal
 from lazyfx_server.store import Store
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -32,12 +32,11 @@ class KernelPlace:
 
     Attributes:
         key: The store key.
-        seal: Seals and opens it. Its tag is not a caller's: it stands for the kernels of all
-            tenants together, or of one.
+        seal: Seals and opens it: the seal of the kernels of all tenants together, or of one.
     """
 
     key: str
-    seal: Tenant
+    seal: Seal
 
 
 class KernelStore:
@@ -51,7 +50,7 @@ class KernelStore:
 
     def __init__(self, store: Store, secret: bytes, on_forged: Callable[[], None]) -> None:
         self._store = store
-        self._secret = hmac.digest(secret, b"lazyfx: kernels", "sha256")
+        self._seal = Seal.derived(secret, b"kernels")
         self._on_forged = on_forged
 
     def place(self, key: bytes, scope: bytes) -> KernelPlace:
@@ -61,15 +60,16 @@ class KernelStore:
             key: `build_keys.library_key` of the build.
             scope: The tag of the tenant whose jobs may use it; empty for those of all tenants.
         """
-        seal = Tenant("", hmac.digest(self._secret, scope, "sha256"))
-        return KernelPlace(seal.kernel(key), seal)
+        seal = self._seal.of(scope)
+        name = hmac.digest(seal.key, b"name\0" + key, "sha256").hex()
+        return KernelPlace(f"kernels/{name}", seal)
 
     async def find(self, place: KernelPlace) -> worker.KernelRecord | None:
         """The kernel in a place, if a server with this secret has put it there."""
         stored = await self._store.get(place.key)
         if stored is None:
             return None
-        record = place.seal.unseal(place.key, stored)
+        record = place.seal.open(place.key, stored)
         if record is not None:
             try:
                 return worker.KernelRecord.FromString(record)
@@ -83,5 +83,5 @@ class KernelStore:
     async def add(self, place: KernelPlace, record: worker.KernelRecord) -> None:
         """Store a kernel, unless it is very large."""
         if len(record.output) <= MAX_KEPT_BYTES:
-            sealed = place.seal.seal(place.key, record.SerializeToString())
+            sealed = place.seal.close(place.key, record.SerializeToString())
             await self._store.put(place.key, sealed)

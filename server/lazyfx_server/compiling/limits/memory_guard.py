@@ -147,7 +147,7 @@ class MemoryGuard:
         self._refused += 1
         return UnavailableError(
             f"the memory of the server is {self.used_part:.0%} used; it answers from its cache, "
-            "and compiles again when there is more memory (setting memory_mark)",
+            "and compiles again when more memory is free (setting memory_mark)",
             retry_after=_RETRY_SECONDS,
         )
 
@@ -167,7 +167,7 @@ class MemoryGuard:
         elif self.is_refusing:
             self.is_refusing = False
             _log.warning(
-                "there is enough memory again (%d of %d MiB used); %d requests were refused",
+                "enough memory is free again (%d of %d MiB used); %d requests were refused",
                 use.used >> 20, use.limit >> 20, self._refused,
             )  # fmt: skip
 
@@ -177,6 +177,6 @@ class MemoryGuard:
         self.is_refusing, self._refused = True, 0
         _log.warning(
             "%d of %d MiB of memory are used, and tasks wait for memory %g%% of the time: "
-            "new compiles are refused until there is more (setting memory_mark)",
+            "new compiles are refused until more is free (setting memory_mark)",
             use.used >> 20, use.limit >> 20, use.stalled,
         )  # fmt: skip

@@ -49,7 +49,7 @@ class JobMemory:
         data = record.SerializeToString(deterministic=True)
         for job in request.jobs:
             place = tenant.job(job)
-            await self._store.put(place, tenant.seal(place, data))
+            await self._store.put(place, tenant.seal.close(place, data))
 
     async def recall(self, jobs: Iterable[bytes], tenant: Tenant) -> pb.RememberJobRequest | None:
         """What the first of these jobs of a tenant that is known asked for.
@@ -62,7 +62,7 @@ class JobMemory:
         for job in jobs:
             place = tenant.job(job)
             stored = await self._store.get(place)
-            data = None if stored is None else tenant.unseal(place, stored)
+            data = None if stored is None else tenant.seal.open(place, stored)
             if data is not None and (record := _read(data)) is not None:
                 return record
         return None

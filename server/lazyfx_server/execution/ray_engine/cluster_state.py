@@ -136,7 +136,7 @@ class ClusterState:
         if refused:
             self._refused[node] = reason
         self._nodes_changed()
-        _log.warning("no jobs run on %s", reason)
+        _log.warning("no jobs run any longer on %s", reason)
 
     def lose(self, reason: str) -> str:
         """The cluster is gone, and all that runs there; returns the reason, shortened."""

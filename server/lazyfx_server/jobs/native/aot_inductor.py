@@ -21,9 +21,8 @@ from lazyfx.shared.wire.values.descriptions import fake_tensor
 from lazyfx.shared.wire.values.tensors import stand_in_of
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.jobs.native.conditions import CannotCompile, compiler_error
-from lazyfx_server.jobs.native.progress import Progress
 from lazyfx_server.jobs.native.torch_inductor_codegen import AotResult, compile_package
-from lazyfx_server.passes.analysis.functionalizing.ordered_writes import used_after_write
+from lazyfx_server.passes.analysis.functionalizing.refused_writes import used_after_write
 
 
 def make_package(
@@ -31,7 +30,6 @@ def make_package(
     inputs: list[Any],
     mode: FakeTensorMode,
     own: Mapping[str, Any],
-    progress: Progress,
 ) -> pb.AotPackage:
     """Compile a graph for inference.
 
@@ -40,7 +38,6 @@ def make_package(
         inputs: Fake tensors of `mode`.
         mode: With a ShapeEnv.
         own: Settings specific to this machine.
-        progress: Notified when the compile begins.
 
     Raises:
         CannotCompile: Says why, and what the caller can do.
@@ -50,7 +47,6 @@ def make_package(
     shared = _shared_memory(module)
     replace_tensors(module, lambda tensor: _fake(tensor, mode))
     _flatten_outputs(module, len(inputs))
-    progress.stage("compiling")
     result = _compile(module, inputs, mode, own)
     if result.writes and shared:
         # In a package each value has its own memory.

@@ -14,7 +14,6 @@ from lazyfx.shared.native.torch_inductor import TensorifyScalarRestartAnalysis, 
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.jobs.native.conditions import CannotCompile, compiler_error, refuse_own_tensors
 from lazyfx_server.jobs.native.float_inputs import requested_constants
-from lazyfx_server.jobs.native.progress import Progress
 from lazyfx_server.jobs.native.toolchain.kernel_requests import requested_kernels
 from lazyfx_server.jobs.native.torch_inductor_codegen import compile_ahead, known_size
 
@@ -24,7 +23,6 @@ def make_bundle(
     inputs: list[Any],
     mode: FakeTensorMode,
     own: Mapping[str, Any],
-    progress: Progress,
 ) -> pb.NativeBundle:
     """Compile a graph, forward and backward.
 
@@ -33,7 +31,6 @@ def make_bundle(
         inputs: Fake tensors of `mode`.
         mode: With a ShapeEnv.
         own: Settings specific to this machine.
-        progress: Unused: the server knows which kernels it has made.
 
     Raises:
         CannotCompile: Says why, and what the caller can do.
@@ -41,7 +38,6 @@ def make_bundle(
     Returns:
         The artifact; without code but with `fixed_inputs` if floats must become constants first.
     """
-    del progress
     refuse_own_tensors(module)
     env = mode.shape_env
     assert env is not None, "set by fresh_fake_mode"

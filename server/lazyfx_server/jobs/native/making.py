@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Final
 
+import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 
@@ -22,6 +24,8 @@ from lazyfx_server.jobs.native.conditions import (
     fake_inputs,
     host_settings,
 )
+from lazyfx_server.jobs.native.equal_blocks.outlining import call_equal_blocks_once
+from lazyfx_server.jobs.native.equal_blocks.regions import name_regions
 from lazyfx_server.jobs.native.float_inputs import recall_items
 from lazyfx_server.jobs.native.inductor import make_bundle
 from lazyfx_server.jobs.native.progress import Progress
@@ -29,10 +33,13 @@ from lazyfx_server.jobs.native.source_checks import checked_sources
 from lazyfx_server.jobs.native.tokenized_graph import without_texts
 from lazyfx_server.jobs.native.torch_inductor_codegen import fresh_fake_mode
 from lazyfx_server.jobs.native.torch_stand_in_groups import register_stand_ins
+from lazyfx_server.security.native_source import NativeSourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
+_log = logging.getLogger(__name__)
+
 _Maker = Callable[
-    [GraphModule, list[Any], FakeTensorMode, dict[str, Any], Progress],
+    [GraphModule, list[Any], FakeTensorMode, dict[str, Any]],
     "pb.NativeBundle | pb.AotPackage",
 ]
 _MAKERS: Final[dict[int, _Maker]] = {
@@ -51,6 +58,21 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
             compiled.
     """
     started = perf_counter()
+    try:
+        result = _made(job, calls_blocks=job.request.equal_blocks_once)
+    except NativeSourceRefused:
+        raise
+    except Exception as error:
+        if not job.request.equal_blocks_once:
+            raise
+        kind = type(error).__name__
+        _log.warning("%s with calls of equal blocks; the graph is compiled as a whole", kind)
+        result = _made(job, calls_blocks=False)
+    result.seconds = perf_counter() - started
+    return result
+
+
+def _made(job: worker.NativeJob, *, calls_blocks: bool) -> worker.NativeResult:
     progress = Progress(Path(job.progress))
     progress.stage("tracing")
     module = wire.decode(without_texts(graph_pb2.GraphBody.FromString(job.graph.graph.body)))
@@ -58,14 +80,36 @@ def make_artifact(job: worker.NativeJob) -> worker.NativeResult:
     mode = fresh_fake_mode()
     inputs = fake_inputs(module, mode)
     recall_items(module)
+    name_regions(module)
+    # Of a bundle, the server counts the kernels one by one; a package is compiled in one piece.
+    if job.kind == pb.ARTIFACT_KIND_AOT_INDUCTOR:
+        progress.stage("compiling")
     with apply_request(job.request), checked_sources():
-        made = _MAKERS[job.kind](module, inputs, mode, host_settings(job), progress)
+        blocks = _equal_blocks(module, inputs, job) if calls_blocks else []
+        made = _MAKERS[job.kind](module, inputs, mode, host_settings(job))
     progress.stage("packing")
     made.target.CopyFrom(build_target(job))
     made.conditions = conditions_digest(job.request)
+    if isinstance(made, pb.NativeBundle):
+        made.equal_blocks.extend(blocks)
     return worker.NativeResult(
         data=made.SerializeToString(),
         media_type=ARTIFACT_KINDS[job.kind].media_type,
-        seconds=perf_counter() - started,
         only_traced=isinstance(made, pb.NativeBundle) and bool(made.fixed_inputs),
+        repeated_blocks=sum(group.calls - 1 for group in blocks),
     )
+
+
+def _equal_blocks(
+    module: GraphModule, inputs: list[Any], job: worker.NativeJob
+) -> list[pb.EqualBlocks]:
+    """Make equal blocks calls, unless gradients are computed, or autocast changes what they do.
+
+    Packages inline all calls.
+    """
+    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+    differentiates = torch.is_grad_enabled() and any(value.requires_grad for value in tensors)
+    casts = any(torch.is_autocast_enabled(value.device.type) for value in tensors)
+    if job.kind != pb.ARTIFACT_KIND_INDUCTOR or differentiates or casts:
+        return []
+    return call_equal_blocks_once(module)

@@ -20,6 +20,7 @@ from lazyfx_server.jobs.native.toolchain.subprocess_hooks import (
     UnsupportedCommand,
     redirect_compiles,
 )
+from lazyfx_server.jobs.native.toolchain.usual_build import usual_build
 from lazyfx_server.security.native_source import NativeSourceRefused
 from lazyfx_server.v1 import worker_pb2 as worker
 
@@ -46,6 +47,8 @@ def run_native_job(compiler: Compiler, confinement: Confinement, data: bytes) ->
             result.native.CopyFrom(make_artifact(job.native))
         else:
             result.describe_native.target.CopyFrom(_describe())
+            build = usual_build(compiler, Path(folder))
+            result.describe_native.usual_build.CopyFrom(build)
     except CannotCompile as error:
         result.error.kind = worker.JOB_ERROR_KIND_PRECONDITION
         result.error.message = str(error)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import inspect
 import io
+import itertools
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from torch._dynamo.source import ConstantSource
+from torch._functorch import aot_autograd
 from torch._functorch._aot_autograd import graph_compile
 from torch._guards import TracingContext, tracing
 from torch._inductor import (
@@ -28,7 +30,7 @@ from torch._inductor import (
 from torch._inductor.exc import CppCompileError
 from torch._inductor.fx_passes import joint_graph
 from torch._inductor.fx_passes.joint_graph import UniformValueConstantFolder
-from torch._inductor.utils import ALIGN_BYTES
+from torch._inductor.utils import ALIGN_BYTES, clear_caches
 from torch._inductor.virtualized import V
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -138,6 +140,28 @@ def compile_ahead(
             return None
         data: bytes = artifact.serialize()
         return data
+
+
+@contextmanager
+def compiling_for_nobody() -> Iterator[None]:
+    """Within the block, nothing is recorded that a later compile of this process would depend on.
+
+    Inductor picks vector instructions without a C++ compiler, which it would run as a probe and
+    whose answer it would remember.
+    """
+    usable = [isa for isa in cpu_vec_isa.supported_vec_isa_list if str(isa) == "avx2"]
+    if not set(map(str, usable)) <= set(cpu_vec_isa.x86_isa_checker()):
+        usable = []
+    with (
+        _patched(cpu_vec_isa, "valid_vec_isa_list", lambda: usable),
+        _patched(aot_autograd, "AOT_COUNTER", itertools.count()),
+        inductor_config.patch({"cpp.vec_isa_ok": True}),
+    ):
+        try:
+            yield
+        finally:
+            codecache.PyCodeCache.cache_clear(purge=True)
+            clear_caches()  # such as that of the path of the cache folder
 
 
 def _none_donated(*_: Any, **__: Any) -> list[int]:

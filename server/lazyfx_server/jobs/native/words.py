@@ -11,13 +11,18 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from lazyfx.shared.wire.targets.autograd_functions import NAMES as FUNCTIONS
+from lazyfx.shared.wire.targets.target_lists import LOOKUPS
+
 _CHOICES: Final = (
     # Rounding, reductions, losses, norms, decompositions.
     "trunc floor sum prod product mean amax amin max min add multiply avg premul_sum band bor bxor "
     "none batchmean tanh fro nuc inf -inf L U l u reduced complete r gels gelsd gelss gelsy gesvd "
     "gesvdj gesvda left right lower higher midpoint nearest linear bilinear bicubic trilinear area "
     "nearest-exact ij xy forward backward ortho same valid same_upper same_lower constant reflect "
-    "replicate circular zeros border error different same_kind safe unsafe equiv no C F K A "
+    "reflection replicate circular zeros border error different same_kind safe unsafe equiv no "
+    "use_mm_for_euclid_dist use_mm_for_euclid_dist_if_necessary donot_use_mm_for_euclid_dist C F "
+    "K A lanczos "
     # Activations and post-operations of fused kernels.
     "relu relu_ gelu gelu_ silu swish sigmoid hardswish hardsigmoid hardtanh leaky_relu elu selu "
     "mish softplus softmax log_softmax glu reglu geglu swiglu erf exp log sqrt abs clamp clip "
@@ -44,7 +49,9 @@ _CHOICES: Final = (
     # Checks of recomputed regions.
     "default torch early_stop"
 ).split()
-WORDS: Final = frozenset(["", *_CHOICES])
+# Names that graphs may look up: attributes, backends of attention.
+_LOOKED_UP: Final = frozenset().union(*(names for *_, names in LOOKUPS.values()), FUNCTIONS)
+WORDS: Final = frozenset(["", *_CHOICES]) | _LOOKED_UP
 
 # Equations of einsum: single letters, commas, an arrow and an ellipsis.
 _EQUATION: Final = re.compile(r"[A-Za-z, .]{0,200}(->[A-Za-z .]{0,100})?", re.ASCII)

@@ -28,10 +28,10 @@ class Objects(Protocol):
     """The objects of a bucket. Raises StoreError if there is no answer, or a refusal."""
 
     async def read_object(self, name: str, most_bytes: int) -> tuple[bytes, str] | None:
-        """The bytes and the tag of an object; no bytes if they are more, None without object."""
+        """The bytes and the tag of an object; no bytes if it is larger, None if there is none."""
 
     async def write_object(self, name: str, data: bytes, replaces: str | None) -> str | None:
-        """Write an object if it has this tag, or with None if there is none.
+        """Write an object if its tag is `replaces`; if that is None, only where there is none.
 
         Returns:
             Its new tag; None if it was not written.
@@ -61,7 +61,7 @@ class _Version:
 
     @classmethod
     def read(cls, data: bytes, tag: str) -> _Version:
-        """A lease of another process, which begins to end now. Bytes that are none end at once."""
+        """A lease of another process, whose time runs from now; malformed ones have ended."""
         if len(data) < _HEAD.size:
             return cls(b"", tag, 0.0, time.monotonic())
         milliseconds, _ = _HEAD.unpack_from(data)
@@ -73,7 +73,7 @@ class _Version:
 
 
 class ObjectLeases:
-    """The leases of a bucket; see `LeasingStore`. One request for what is held here.
+    """The leases of a bucket; see `LeasingStore`. Renewing one that is held here takes one request.
 
     Args:
         objects: The bucket.

@@ -22,6 +22,7 @@ from obstore.store import S3Store as Bucket
 
 from lazyfx_server.store.buckets.object_leases import MOST_REQUESTS, ObjectLeases
 from lazyfx_server.store.contract import (
+    LeasingStore,
     MissingStoreError,
     Reading,
     RemoteTierName,
@@ -60,7 +61,7 @@ _NOBODYS_KEY: Final = "probe/" + "0" * 64
 T = TypeVar("T")
 
 
-class S3Store:
+class S3Store(LeasingStore):
     """Keeps values in a bucket.
 
     Args:
@@ -102,11 +103,6 @@ class S3Store:
     def name(self) -> RemoteTierName:
         """The tier's name."""
         return "s3"
-
-    async def get(self, key: str) -> bytes | None:
-        """See `Store.get`."""
-        reading = await self.begin_get(key)
-        return None if reading is None else await reading.rest()
 
     async def begin_get(self, key: str) -> Reading | None:
         """See `RemoteStore.begin_get`."""
@@ -224,17 +220,17 @@ class S3Store:
         await self.contains([_NOBODYS_KEY])
 
     def stats(self) -> StoreStats:
-        """Nothing: a bucket does not tell what it holds."""
+        """Zeros: a bucket does not report what it holds."""
         return StoreStats(0, 0, 0, 0)
 
     def tiers(self) -> Mapping[str, StoreStats]:
-        """None: see `stats`."""
+        """No tier: see `stats`."""
         return {}
 
     async def close(self) -> None:
-        """Lets threads of obstore end what they do: one that is at it when Python ends aborts it.
+        """Let obstore's threads finish: one that still runs when Python exits aborts the process.
 
-        Connections end by themselves. The entries stay.
+        Connections close by themselves. The entries stay.
         """
         await asyncio.sleep(_LET_GO_SECONDS)
 

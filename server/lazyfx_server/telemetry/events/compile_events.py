@@ -144,9 +144,11 @@ class NativeCompiled:
     Attributes:
         result: "made", "failed", "stopped" because no caller waited for it any more, or
             "only_traced" because floats must be constants first.
+        repeated_blocks: Blocks that were not compiled because they equal others.
     """
 
     result: NativeResult
+    repeated_blocks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

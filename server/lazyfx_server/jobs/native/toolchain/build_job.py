@@ -20,6 +20,8 @@ from lazyfx_server.v1 import worker_pb2 as worker
 _MAX_TOLD: Final = 4096
 _SOURCES: Final = {worker.BUILD_KIND_DATA: "data.S", worker.BUILD_KIND_HEADER: "header.h"}
 _OUTPUT: Final = "made"
+# In the output of g++ and of clang, if one of the programs that they start was killed.
+_KILLED: Final = ("signal terminated program", "command failed due to signal")
 HEADER: Final = "header.h"
 
 
@@ -27,6 +29,7 @@ def run_compile_job(compiler: Compiler, confinement: Confinement, data: bytes) -
     """Run one serialized BuildJob and return a serialized BuildResult.
 
     Raises:
+        CompilerKilledError: The compiler was killed, e.g. for want of memory.
         SandboxError: The process could not be confined.
     """
     job = worker.BuildJob.FromString(data)
@@ -39,6 +42,10 @@ def run_compile_job(compiler: Compiler, confinement: Confinement, data: bytes) -
     except _CompilerError as failure:
         result.failed = str(failure)[:_MAX_TOLD]
     return result.SerializeToString()
+
+
+class CompilerKilledError(Exception):
+    """The compiler, or a program that it started, was ended by a signal."""
 
 
 class _CompilerError(Exception):
@@ -54,6 +61,7 @@ def build(job: worker.BuildJob, compiler: Compiler) -> bytes:
     Raises:
         RequestRefused: The request contains something unknown.
         NativeSourceRefused: Its source does too.
+        CompilerKilledError: A signal ended the compiler.
         _CompilerError: The compiler failed; with its output.
     """
     folder, request = Path(job.folder), job.request
@@ -70,6 +78,8 @@ def build(job: worker.BuildJob, compiler: Compiler) -> bytes:
         if status != 0:
             said.seek(0)
             text = said.read(_MAX_TOLD).decode("utf-8", "replace")
+            if status < 0 or any(words in text for words in _KILLED):
+                raise CompilerKilledError(text.strip() or f"by signal {-status}")
             raise _CompilerError(text or f"the compiler exited with status {status}")
     if request.kind == worker.BUILD_KIND_HEADER:
         return b""
@@ -97,7 +107,8 @@ def _written(path: Path, data: bytes) -> str:
 
 def _command(job: worker.BuildJob, compiler: Compiler, inputs: list[str]) -> list[str]:
     request = job.request
-    command = [compiler.path]
+    # torch's headers give 200 KB of warnings for each kernel, which take time and tell nobody.
+    command = [compiler.path, "-w"]
     if request.kind == worker.BUILD_KIND_HEADER:
         return [
             *command, "-x", "c++-header", *inputs, *request.flags,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lazyfx_server.execution import CallFailed, call_server
+from lazyfx_server.execution.job_calls import CallServer
 from lazyfx_server.jobs.native.toolchain.commands import read_command
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
 from lazyfx_server.jobs.native.toolchain.flags import RequestRefused
@@ -35,14 +36,15 @@ class UnsupportedCommand(Exception):  # noqa: N818 - reads as what happened
         UnsupportedCommand.first = UnsupportedCommand.first or reason
 
 
-def redirect_compiles(compiler: Compiler, folder: Path) -> None:
+def redirect_compiles(compiler: Compiler, folder: Path, call: CallServer = call_server) -> None:
     """Replace Inductor's compiles in this process by calls to the server.
 
     Args:
         compiler: The server's compiler.
         folder: The job's folder, for placeholder paths of precompiled headers.
+        call: Calls the server.
     """
-    places = _ServerToolchain(compiler, folder)
+    places = _ServerToolchain(compiler, folder, call)
     replace_programs(
         run_command=places.run_command,
         precompile_header=places.precompile_header,
@@ -54,9 +56,10 @@ def redirect_compiles(compiler: Compiler, folder: Path) -> None:
 class _ServerToolchain:
     """Maps paths of this process to objects and headers on the server."""
 
-    def __init__(self, compiler: Compiler, folder: Path) -> None:
+    def __init__(self, compiler: Compiler, folder: Path, call: CallServer) -> None:
         self._compiler = compiler
         self._folder = folder
+        self._call = call
         self._headers: dict[str, str] = {}
         self._objects: dict[str, bytes] = {}
         self._lock = threading.Lock()
@@ -78,7 +81,7 @@ class _ServerToolchain:
         try:
             with self._lock:
                 command = read_command(line, self._compiler, self._headers, self._objects)
-            answer = call_server(command.request.SerializeToString())
+            answer = self._call(command.request.SerializeToString())
         except (RequestRefused, CallFailed) as refusal:
             raise UnsupportedCommand(
                 f"the server does not support this compile: {refusal}"

@@ -89,6 +89,29 @@ def requesting_kernels(
             PythonWrapperCodegen.define_kernel = original  # type: ignore[method-assign]
 
 
+@contextmanager
+def omitting_kernels() -> Iterator[None]:
+    """Within the block, kernels are written and not compiled; calling one raises."""
+
+    def load_async(cls: Any, *_: Any, **__: Any) -> Callable[[], Any]:
+        def never() -> _Built:
+            raise NotImplementedError("this kernel was not compiled")
+
+        return lambda: _UnloadedModule(cls, never)
+
+    with loading_kernels_with(load_async):
+        yield
+
+
+def compile_only(source: str) -> None:
+    """Have Inductor compile a source as it compiles kernels with default settings.
+
+    Raises:
+        Exception: Whatever the compile raised.
+    """
+    LOAD_ASYNC(CppPythonBindingsCodeCache, source, submit_fn=lambda compile_it: compile_it())
+
+
 class _UnloadedModule(ModuleType):
     """A kernel that is loaded when its function is called, or anything else of it is needed.
 

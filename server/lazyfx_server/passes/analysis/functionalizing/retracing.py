@@ -17,8 +17,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lazyfx_server.passes.analysis.called_operators import KnownValues
 from lazyfx_server.passes.analysis.effects import effects_of
 from lazyfx_server.passes.analysis.evaluation import without_real_constants
-from lazyfx_server.passes.analysis.functionalizing.ordered_writes import (
-    OrderedWrites,
+from lazyfx_server.passes.analysis.functionalizing.ordered_draws import (
+    Draws,
+    draw_in_place,
+    draws_otherwise,
+)
+from lazyfx_server.passes.analysis.functionalizing.ordered_writes import OrderedWrites
+from lazyfx_server.passes.analysis.functionalizing.refused_writes import (
     write_that_tracing_changes,
 )
 from lazyfx_server.passes.analysis.output_counts import BoundedInterpreter
@@ -128,6 +133,7 @@ def retrace(
         text = " ".join(str(error).split())[:200]
         raise CannotRetrace(f"tracing failed: {type(error).__name__}: {text}") from error
     _check_constants(found)
+    draw_in_place(found.graph)
     found.graph.eliminate_dead_code(is_impure_node=lambda node: not effects_of(node).pure)
     if trains:
         _check_differentiable(found, mode, [*inputs, *values])
@@ -186,7 +192,11 @@ class _Lifted(BoundedInterpreter):
     def run_node(self, n: Node) -> Any:
         """A node's value; writes that it could see are performed before it runs."""
         self._writes.before(n)
-        value = self._one_by_one(n) if self._writes.writes_one_by_one(n) else super().run_node(n)
+        if self._writes.writes_one_by_one(n):
+            value = self._one_by_one(n)
+        else:
+            with Draws():
+                value = super().run_node(n)
         self._writes.after(n)
         return value
 
@@ -225,13 +235,10 @@ def _check(module: GraphModule, known: KnownValues) -> None:
     for node in module.graph.nodes:
         if node.op not in ("placeholder", "output") and effects_of(node).state:
             raise CannotRetrace(f"{node.name} changes global state")
-        if node.op.startswith("call_") and effects_of(node).random and node.all_input_nodes:
-            drawn_for = known.tensor(node.all_input_nodes[0])
-            # Dropout is traced as a draw over new memory, which is contiguous.
-            if drawn_for is None or not drawn_for.is_contiguous():
-                raise CannotRetrace(
-                    f"{node.name} draws random numbers in an order that tracing would change"
-                )
+        if draws_otherwise(node, known):
+            raise CannotRetrace(
+                f"{node.name} draws random numbers in an order that tracing would change"
+            )
 
 
 def _attributes(module: GraphModule) -> list[str]:
