@@ -106,13 +106,13 @@ def test_a_job_that_runs_again_makes_one_call(
 
     # On another machine, which has nothing, before there is a graph.
     started: list[bool] = []
-    make_request = dynamo_entry.make_request
+    make_plan = dynamo_entry.make_plan
 
     def note(*given: Any) -> Any:
         started.append(session_for(native_server.address).warm_start._has_started)
-        return make_request(*given)
+        return make_plan(*given)
 
-    monkeypatch.setattr(dynamo_entry, "make_request", note)
+    monkeypatch.setattr(dynamo_entry, "make_plan", note)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "fresh"))
     torch._dynamo.reset()
     close_sessions()
