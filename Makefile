@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTO_VENV := build/proto-venv
 PROTOS := $(shell find proto -name '*.proto')
 
-.PHONY: demo test test-long test-all ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance remote-share saved-formats torchao gpu gpu-wheels clean help
+.PHONY: demo test test-long ray flaky numerics fuzz-native check proto proto-check bench bench-abuse bench-fairness bench-training bench-warm load fleet chaos targets bounds zoo zoo-passes conformance remote-share saved-formats torchao gpu gpu-wheels clean help
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -38,17 +38,13 @@ demo: $(STAMP) ## Set up, then run the main use case on this machine: server, re
 WORKERS ?= 3
 PYTEST = $(BIN)/python -m pytest -q -n $(WORKERS) --durations=20 --durations-min=1
 
-test: $(STAMP) ## Set up, then run all tests but the long ones, and list the slowest 20; ARGS=path runs all of those
+test: $(STAMP) ## Set up, then run all tests but the long ones (LONG=1: these too), and list the slowest 20; ARGS=path runs all of those
 	$(BIN)/python -m compileall -q client server
-	$(PYTEST) $(if $(ARGS),$(ARGS),-m 'not slow and not long')
+	$(PYTEST) $(if $(ARGS),$(ARGS),-m $(if $(LONG),'not slow','not slow and not long'))
 
 test-long: $(STAMP) ## The long tests: those that compile C++, real models, very many cases
 	$(BIN)/python -m compileall -q client server
 	$(PYTEST) -m 'long and not slow' $(ARGS)
-
-test-all: $(STAMP) ## `make test` and `make test-long` in one run, which imports everything and waits for its last test once
-	$(BIN)/python -m compileall -q client server
-	$(PYTEST) -m 'not slow' $(ARGS)
 
 ray: $(STAMP) ## Run servers on a real Ray cluster: targets, versions, the death of its head (slow)
 	$(BIN)/python -m pytest -m "slow or long" tests/training/test_ray.py tests/e2e/test_ray_local.py tests/contract/test_executors.py $(ARGS)

@@ -125,7 +125,7 @@ def goals(samples: Samples) -> list[str]:
                     best = min(others, key=others.__getitem__)
                     verdict = "met" if own <= others[best] else "MISSED"
                     lines.append(
-                        f"{verdict}: {ranks} ranks, {start}, {what}: {own:.1f} s, "
+                        f"{verdict}: ranks {ranks}, {start}, {what}: {own:.1f} s, "
                         f"{own / others[best]:.2f} of the best other ({best})"
                     )
             if runs := samples.of(ranks, start, LAZYFX):
@@ -133,7 +133,7 @@ def goals(samples: Samples) -> list[str]:
                 wanted = 0 if start == WARM else 1
                 verdict = "met" if compiles == [wanted] else "MISSED"
                 shown = "/".join(map(str, compiles))
-                lines.append(f"{verdict}: {ranks} ranks, {start}: compiles {shown} (goal {wanted})")
+                lines.append(f"{verdict}: ranks {ranks}, {start}: compiles {shown} (goal {wanted})")
     return lines
 
 
