@@ -106,13 +106,13 @@ def test_a_job_that_runs_again_makes_one_call(
 
     # On another machine, which has nothing, before there is a graph.
     started: list[bool] = []
-    make_request = dynamo_entry.make_request
+    make_plan = dynamo_entry.make_plan
 
     def note(*given: Any) -> Any:
         started.append(session_for(native_server.address).warm_start._has_started)
-        return make_request(*given)
+        return make_plan(*given)
 
-    monkeypatch.setattr(dynamo_entry, "make_request", note)
+    monkeypatch.setattr(dynamo_entry, "make_plan", note)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "fresh"))
     torch._dynamo.reset()
     close_sessions()
@@ -166,10 +166,6 @@ def test_another_model_takes_the_normal_path_and_is_remembered_in_its_place(
     assert prefetched() == [True, True]
     assert_same(again, changed)
 
-    # Other conditions are other artifacts, and nothing but equal ones is used.
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        trained(native_server, 54)
-    assert prefetched() == [False, False]
     # Turned off, and in a process without a script.
     before = calls(native_server)
     trained(native_server, 54, prefetch=False)
@@ -225,7 +221,7 @@ def of_another_module(parts: Iterator[pb.PrefetchResponse]) -> Iterator[pb.Prefe
 
 def silent(parts: Iterator[pb.PrefetchResponse]) -> Iterator[pb.PrefetchResponse]:
     yield next(parts)
-    time.sleep(3)
+    time.sleep(0.5)
 
 
 def refused(parts: Iterator[pb.PrefetchResponse]) -> Iterator[pb.PrefetchResponse]:

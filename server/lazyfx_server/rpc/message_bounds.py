@@ -234,5 +234,6 @@ def _native(option: MessageBounds) -> MessageBounds:
             3: FieldBounds("settings", _ANY, _LIST, option),
             4: FieldBounds("configuration", _SMALL),
             5: FieldBounds("setting_digests", Bound(65_536)),
+            6: FieldBounds("equal_blocks_once"),
         }
     )
