@@ -188,6 +188,48 @@ def test_random_numbers_are_drawn_in_the_order_of_memory(captured: Tensor, name:
         torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
 
 
+SPELLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "bernoulli, by keyword": lambda x: torch.bernoulli(input=x, p=0.5),
+    "bernoulli, no generator": lambda x: torch.bernoulli(x, 0.5, generator=None),
+    "the method, no generator": lambda x: x.bernoulli(p=0.5, generator=None),
+    "the operator, no generator": lambda x: torch.ops.aten.bernoulli.p(x, 0.5, generator=None),
+    "the operator, by keyword": lambda x: torch.ops.aten.bernoulli.p(self=x, p=0.5),
+    "dropout, by keyword": lambda x: torch.dropout(train=True, p=0.5, input=x),
+    "alpha dropout, by keyword": lambda x: torch.alpha_dropout(input=x, p=0.5, train=True),
+    "dropout's operator": lambda x: torch.ops.aten.dropout.default(input=x, p=0.5, train=True),
+    "dropout in place": lambda x: torch.ops.aten.dropout_.default(self=x, p=0.5, train=True),
+    "nothing drawn": lambda x: torch.dropout(input=x, p=0.5, train=False),
+}
+
+
+@pytest.mark.parametrize("captured", LAYOUTS[:2])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_a_draw_may_be_called_by_keyword(spelling: str, captured: Tensor) -> None:
+    module = torch.fx.symbolic_trace(SPELLINGS[spelling])
+    with FakeTensorMode() as mode:
+        next(iter(module.graph.nodes)).meta["val"] = mode.from_tensor(captured)
+    done = run(module, PASSES["functionalize"])
+    assert done.changed, done.note
+    for x in LAYOUTS[:2]:
+        found = []
+        for graph in (module, done.module):
+            torch.manual_seed(0)
+            found.append([graph(x.clone()), torch.rand(1)])
+        torch.testing.assert_close(found[1], found[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "bernoulli_"])
+def test_a_draw_of_another_generator_is_left_alone(name: str) -> None:
+    graph = torch.fx.Graph()
+    x, generator = graph.placeholder("x"), graph.placeholder("generator")
+    with FakeTensorMode():
+        x.meta["val"] = torch.empty(2, 3)
+    fresh = graph.call_function(torch.ops.aten.mul.Scalar, (x, 1))
+    graph.output(graph.call_method(name, (fresh, 0.5), {"generator": generator}))
+    done = run(torch.fx.GraphModule({}, graph), PASSES["functionalize"])
+    assert "draws random numbers in an order" in done.note
+
+
 def test_a_draw_whose_functional_form_is_another_is_left_alone() -> None:
     """On a part of a tensor, torch fills a contiguous copy, with another algorithm."""
     module, _ = dynamo(_filled, {"x": torch.zeros(64)})

@@ -31,6 +31,8 @@ _KEPT = words(
 )
 # SELU's constants, as in torch's Dropout.cpp.
 _ALPHA = 1.7580993408473766
+# What the rules below call the parameters that torch has several names for.
+_NAMES = {"input": "x", "self": "x", "training": "train"}
 
 
 def draws_otherwise(node: Node, known: KnownValues) -> bool:
@@ -38,6 +40,8 @@ def draws_otherwise(node: Node, known: KnownValues) -> bool:
     if not node.op.startswith("call_") or not effects_of(node).random:
         return False
     operands, name = node.all_input_nodes, operator_name(node)
+    if node.kwargs.get("generator") is not None:
+        return True
     if name == "normal_" and operands:
         filled = operands[0]
         return not filled.op.startswith("call_") or bool(effects_of(filled).aliases)
@@ -76,25 +80,29 @@ class Draws(TorchFunctionMode):
         """See `torch.overrides.TorchFunctionMode`."""
         given = dict(kwargs or {})
         rule = _RULES.get(func)
-        found = rule(*args, **given) if rule else None
+        found = rule(*args, **_named(given)) if rule else None
         return func(*args, **given) if found is None else found
 
 
-def _dropout(
-    x: Tensor, p: float = 0.5, train: bool = True, inplace: bool = False, **names: Any
-) -> Tensor | None:
+def _named(given: Mapping[str, Any]) -> dict[str, Any]:
+    # No generator is torch's default generator, which is what the rules draw from.
+    without = {k: v for k, v in given.items() if k != "generator" or v is not None}
+    return {_NAMES.get(name, name): value for name, value in without.items()}
+
+
+def _dropout(x: Tensor, p: float = 0.5, train: bool = True, inplace: bool = False) -> Tensor | None:
     """Dropout; None if it draws nothing, or in another way."""
-    if not _drops(x, p, names.get("training", train)):
+    if not _drops(x, p, train):
         return None
     noise = torch.empty_like(x).bernoulli_(1 - p).div_(1 - p)
     return x.mul_(noise) if inplace else x.mul(noise)
 
 
 def _alpha_dropout(
-    x: Tensor, p: float = 0.5, train: bool = False, inplace: bool = False, **names: Any
+    x: Tensor, p: float = 0.5, train: bool = False, inplace: bool = False
 ) -> Tensor | None:
     """Alpha dropout; None if it draws nothing, or in another way."""
-    if not _drops(x, p, names.get("training", train)):
+    if not _drops(x, p, train):
         return None
     scale = 1.0 / math.sqrt((_ALPHA * _ALPHA * p + 1) * (1 - p))
     noise = torch.empty_like(x).bernoulli_(1 - p)

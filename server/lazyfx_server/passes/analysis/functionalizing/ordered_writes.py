@@ -8,9 +8,11 @@ tensor is read again. Writes after which no such call follows still happen at th
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+import operator
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import chain
 
 from torch import Tensor
 from torch.fx import Graph, Node
@@ -54,11 +56,40 @@ class GivenTensor:
     raw: Tensor
     wrapper: Tensor
 
-    def may_overlap(self, other: GivenTensor) -> bool:
-        """Whether some element of the two may be in the same memory."""
-        related = self.is_input or other.is_input or self.memory == other.memory
-        some = self.raw.numel() > 0 and other.raw.numel() > 0
-        return self is not other and related and some and self.raw.device == other.raw.device
+    def places(self) -> Iterator[Hashable]:
+        """Where it is: what overlaps it looks at one of these; none if it has no elements."""
+        if self.raw.numel() > 0:
+            yield (self.raw.device, "memory", self.memory)
+            yield (self.raw.device, "input" if self.is_input else "attribute")
+
+    def looks_at(self) -> Iterator[Hashable]:
+        """The places of other tensors that it may overlap."""
+        if self.raw.numel() > 0:
+            yield (self.raw.device, "input")
+            if self.is_input:
+                yield (self.raw.device, "attribute")
+            else:
+                yield (self.raw.device, "memory", self.memory)
+
+
+class GivenTensors:
+    """A growing set of given tensors, which is told quickly whether another may overlap one."""
+
+    def __init__(self) -> None:
+        self.members: dict[GivenTensor, None] = {}
+        self._places = Counter[Hashable]()
+
+    def add(self, given: Iterable[GivenTensor]) -> None:
+        """Adds those that it lacks."""
+        for one in given:
+            if one not in self.members:
+                self.members[one] = None
+                self._places.update(one.places())
+
+    def may_overlap(self, given: GivenTensor) -> bool:
+        """Whether a member, not this one itself, may have an element in the same memory."""
+        own = set(given.places()) if given in self.members else ()
+        return any(self._places[place] > (place in own) for place in given.looks_at())
 
 
 class OrderedWrites:
@@ -78,6 +109,8 @@ class OrderedWrites:
     ) -> None:
         self._owner = graph.owning_module
         self._reaches: dict[Node, frozenset[Hashable]] = {}
+        # The memory of each tensor of a list that one call made.
+        self._lists: dict[Node, list[Hashable]] = {}
         self._given: list[GivenTensor] = []
         placeholders = graph.find_nodes(op="placeholder")
         for node, pair in zip(placeholders, inputs, strict=True):
@@ -88,7 +121,11 @@ class OrderedWrites:
             value = attribute_at(self._owner, path)
             assert isinstance(value, Tensor)
             self._given.append(GivenTensor(memory_of(value), False, *pair))
-        self._pending: list[GivenTensor] = []
+        self._in_memory: dict[Hashable, list[GivenTensor]] = {}
+        for given in self._given:
+            self._in_memory.setdefault(given.memory, []).append(given)
+        self._order = {given: place for place, given in enumerate(self._given)}
+        self._pending = GivenTensors()
 
     def before(self, node: Node) -> None:
         """Performs the pending writes that a call could see, before it runs.
@@ -96,21 +133,19 @@ class OrderedWrites:
         Raises:
             ChangedSizesError: The write changed the sizes of its tensor.
         """
-        if self._pending:
-            used = self._uses(node)
-            touched = [given for given in self._given if given.memory in used]
-            if any(one.may_overlap(other) for one in self._pending for other in touched):
-                self.perform()
+        pending = self._pending
+        if pending.members and any(map(pending.may_overlap, self._given_in(self._uses(node)))):
+            self.perform()
 
     def after(self, node: Node) -> None:
         """Notes what a call may have written."""
         effects = effects_of(node) if node.op != "output" else None
         if node.op != "placeholder":
             aliases = effects.aliases if effects else node.all_input_nodes
-            reached = self._reached(aliases)
+            reached = self._part(node) or self._reached(aliases)
             if node.op == "get_attr":
                 reached |= set(memories_in(attribute_at(self._owner, str(node.target))))
-            self._reaches[node] = reached or frozenset((node,))
+            self._reaches[node] = reached or self._new_memory(node)
         if node.op.startswith("call_"):
             self.note_writes(node)
 
@@ -125,28 +160,28 @@ class OrderedWrites:
             return
         written = self._uses(node) if node.op == "call_module" else self._reached(effects.writes)
         self._check_apart(node)
-        for given in self._given:
-            if given.memory in written and given not in self._pending:
-                self._pending.append(given)
+        self._pending.add(sorted(self._given_in(written), key=self._order.__getitem__))
 
     def writes_one_by_one(self, node: Node) -> bool:
         """Whether a call writes a list of tensors of which two may be in the same memory."""
-        return target_name(node.target).startswith("_foreach_") and self._may_share(node)
+        return _is_of_list(node) and self._may_share(node)
 
     def _check_apart(self, node: Node) -> None:
-        of_list = target_name(node.target).startswith("_foreach_")
-        if of_list or any(word in operator_name(node) for word in _STATISTICS):
+        if _is_of_list(node) or any(word in operator_name(node) for word in _STATISTICS):
             return
         if self._may_share(node):
             raise WrittenTogetherError(f"{node.name} writes two tensors that may share memory")
 
     def _may_share(self, node: Node) -> bool:
         """Whether two of the tensors that a call writes may be in the same memory."""
-        written = [self._reached([operand]) for operand in effects_of(node).writes]
-        for some, others in combinations(written, 2):
-            groups = [[g for g in self._given if g.memory in found] for found in (some, others)]
-            if some & others or any(one.may_overlap(other) for one, other in product(*groups)):
+        found, seen = set[Hashable](), GivenTensors()
+        for operand in effects_of(node).writes:
+            reached = self._reaches[operand]
+            given = [*self._given_in(reached)]
+            if not found.isdisjoint(reached) or any(map(seen.may_overlap, given)):
                 return True
+            found |= reached
+            seen.add(given)
         return False
 
     def perform(self) -> None:
@@ -155,17 +190,17 @@ class OrderedWrites:
         Raises:
             ChangedSizesError: A write changed the sizes of its tensor.
         """
-        written = []
-        for given in self._pending:
+        written = GivenTensors()
+        for given in self._pending.members:
             value = current_value(given.wrapper)
             if has_other_sizes(given.wrapper):
                 raise ChangedSizesError("the graph changes the sizes of an input or attribute")
             if value is not given.raw:
                 given.raw.copy_(value)
-                written.append(given)
-        self._pending = []
-        for given in self._given:
-            if any(given is one or given.may_overlap(one) for one in written):
+                written.add([given])
+        self._pending = GivenTensors()
+        for given in self._given if written.members else ():
+            if given in written.members or written.may_overlap(given):
                 set_value(given.wrapper, given.raw)
 
     def _uses(self, node: Node) -> frozenset[Hashable]:
@@ -175,5 +210,31 @@ class OrderedWrites:
             found |= set(memories_in(attribute_at(self._owner, str(node.target))))
         return found
 
+    def _new_memory(self, node: Node) -> frozenset[Hashable]:
+        """The memory of a value that shares none: that of each tensor, if they are a list."""
+        lists = [v for v in node.args if isinstance(v, list | tuple)] if _is_of_list(node) else []
+        if not lists:
+            return frozenset((node,))
+        self._lists[node] = [(node, place) for place in range(len(lists[0]))]
+        return frozenset(self._lists[node])
+
+    def _part(self, node: Node) -> frozenset[Hashable]:
+        """The memory of what a node takes out of a list of new tensors; empty if unknown."""
+        if node.target is not operator.getitem:
+            return frozenset()
+        whole, place = node.args
+        parts = self._lists.get(whole, ()) if isinstance(whole, Node) else ()
+        known = type(place) is int and -len(parts) <= place < len(parts)
+        return frozenset((parts[place],)) if known else frozenset()
+
+    def _given_in(self, memories: Iterable[Hashable]) -> Iterator[GivenTensor]:
+        """The tensors in this memory, in no fixed order."""
+        return chain.from_iterable(self._in_memory.get(memory, ()) for memory in memories)
+
     def _reached(self, nodes: Iterable[Node]) -> frozenset[Hashable]:
         return frozenset[Hashable]().union(*(self._reaches[node] for node in nodes))
+
+
+def _is_of_list(node: Node) -> bool:
+    """Whether a call computes each tensor of a list by itself."""
+    return target_name(node.target).startswith("_foreach_")
