@@ -224,8 +224,9 @@ class OrderedWrites:
             return frozenset()
         whole, place = node.args
         parts = self._lists.get(whole, ()) if isinstance(whole, Node) else ()
-        known = type(place) is int and -len(parts) <= place < len(parts)
-        return frozenset((parts[place],)) if known else frozenset()
+        if isinstance(place, int) and -len(parts) <= place < len(parts):
+            return frozenset((parts[place],))
+        return frozenset()
 
     def _given_in(self, memories: Iterable[Hashable]) -> Iterator[GivenTensor]:
         """The tensors in this memory, in no fixed order."""
