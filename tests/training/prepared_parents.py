@@ -49,15 +49,12 @@ def state(name: str) -> Iterator[None]:
             torch.set_default_dtype(torch.float64)
         elif name == "autocast":
             held.enter_context(torch.autocast("cpu", torch.bfloat16))
-        elif name == "deterministic":
-            torch.use_deterministic_algorithms(True)
         yield
 
 
 STATES: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {
     "float64": numbers,
     "autocast": layers,
-    "deterministic": numbers,
 }
 
 
