@@ -13,8 +13,9 @@ PREFIX: Final = "LAZYFX_"
 CLIENT_VARIABLES: Final = frozenset(
     {
         "ADDRESS", "AGREEMENT", "BALANCE", "CA", "CLIENT_CERTIFICATE", "CLIENT_KEY", "COMPILE",
-        "EQUAL_BLOCKS", "HEDGE_AFTER", "KNOWN_SERVERS", "ON_ERROR", "PASSES", "PRIORITY", "RECORD",
-        "SEND_VALUES", "SERVER_HOST", "TIMEOUT", "TOKEN", "TOKEN_FILE", "VERIFY_KEYS", "WAIT",
+        "EQUAL_BLOCKS", "HEDGE_AFTER", "KNOWN_SERVERS", "ON_ERROR", "PASSES", "PREFETCH",
+        "PRIORITY", "RECORD", "SEND_VALUES", "SERVER_HOST", "TIMEOUT", "TOKEN", "TOKEN_FILE",
+        "VERIFY_KEYS", "WAIT",
     }
 )  # fmt: skip
 """Variables that clients and the backend read, without the prefix."""

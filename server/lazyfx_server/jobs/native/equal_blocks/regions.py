@@ -8,7 +8,8 @@ kind of operands.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
@@ -30,7 +31,7 @@ def name_regions(module: GraphModule) -> None:
             node.update_arg(1, known.setdefault(key, f"region_{len(known)}"))
 
 
-def _key(part: GraphModule, body: object, operands: list[object]) -> Hashable:
+def _key(part: GraphModule, body: object, operands: Sequence[Any]) -> Hashable:
     """What a call computes; unlike any other if that is not known."""
     if not isinstance(body, Node) or body.op != "get_attr":
         return object()
