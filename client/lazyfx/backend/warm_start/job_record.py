@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from lazyfx.shared.native.prefetch_keys import AskedArtifacts
@@ -65,7 +65,7 @@ class JobRecord:
                 self._thread = None
 
     def close(
-        self, seconds: float, *, planned: Set[bytes] = frozenset(), has_ended: bool = False
+        self, seconds: float, *, planned: frozenset[bytes] = frozenset(), has_ended: bool = False
     ) -> None:
         """Tell the server what it has not been told, if it answers within this time.
 
