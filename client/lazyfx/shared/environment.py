@@ -14,8 +14,8 @@ CLIENT_VARIABLES: Final = frozenset(
     {
         "ADDRESS", "AGREEMENT", "BALANCE", "CA", "CLIENT_CERTIFICATE", "CLIENT_KEY", "COMPILE",
         "EQUAL_BLOCKS", "HEDGE_AFTER", "KNOWN_SERVERS", "ON_ERROR", "PASSES", "PREFETCH",
-        "PRIORITY", "RECORD",
-        "SEND_VALUES", "SERVER_HOST", "TIMEOUT", "TOKEN", "TOKEN_FILE", "VERIFY_KEYS", "WAIT",
+        "PRIORITY", "RECORD", "SEND_VALUES", "SERVER_HOST", "TIMEOUT", "TOKEN", "TOKEN_FILE",
+        "VERIFY_KEYS", "WAIT",
     }
 )  # fmt: skip
 """Variables that clients and the backend read, without the prefix."""
