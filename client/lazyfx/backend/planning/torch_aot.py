@@ -5,6 +5,7 @@ Imports in functions: they take seconds, and most jobs need none of them.
 
 from __future__ import annotations
 
+import importlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ _SETTINGS: Final[Mapping[str, Any]] = {
     "force_non_lazy_backward_lowering": True,
 }
 
-_one_trace: Final = threading.Lock()
+_one_trace: Final = threading.RLock()
 
 
 def trace_as_inductor(
@@ -122,8 +123,7 @@ def _keeping_random_operators() -> Iterator[None]:
     Its setting `fallback_random` would do this too, but it also changes the decompositions, and
     with them the patterns of attention, which are made once per process.
     """
-    from torch._inductor.fx_passes import joint_graph
-
+    joint_graph: Any = importlib.import_module("torch._inductor.fx_passes.joint_graph")
     thread = threading.get_ident()
     with _one_trace:
         original = joint_graph.replace_random_passes
