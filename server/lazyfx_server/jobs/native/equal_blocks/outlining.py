@@ -16,8 +16,8 @@ def call_equal_blocks_once(module: GraphModule) -> list[pb.EqualBlocks]:
     """Replace equal blocks of a graph by calls of one nested graph for each group, in place.
 
     Args:
-        module: A graph whose inputs have fake values, and which is compiled without gradients, in the
-            state that is set now, and without autocast.
+        module: A graph whose inputs have fake values, which is compiled without gradients, in
+            the state that is set now, and without autocast.
 
     Returns:
         What was found; empty if the graph is unchanged.
