@@ -216,9 +216,12 @@ class ClientFlows:
     ) -> pb.CompileRequest | None:
         """What a compile of a graph would ask for, without I/O; None if it may send values."""
         modes = Modes(priority=priority_number(priority))
-        prepared = self.preparer.prepare(
-            graph, normalize(passes), modes=modes, send_values=send_values
+        prepare = partial(
+            self.preparer.prepare, graph, normalize(passes), modes=modes, send_values=send_values
         )
+        prepared = prepare()
+        if prepared.is_unchanged is not None and not prepared.is_unchanged():
+            prepared = prepare(fresh=True)
         if prepared.may_send_values:
             return None
         return remembered_compile(prepared.requests.whole)
@@ -251,15 +254,13 @@ class ClientFlows:
                         receiver.planned(made)
                     elif made is not None:
                         receiver.arrived((yield from self._verified(made)))
-                        home = made.module.compiled.module_key
-                        self.calls.replicas.remember_home(home, route.place)
+                        self.calls.replicas.remember_home(made.module_key, route.place)
             finally:
                 call.cancel()
 
     def _verified(self, made: UnverifiedArtifact) -> Flow[PrefetchedArtifact]:
         provenance = yield from self.verifier.verify_provenance(made.request, made.trailer)
-        module = made.module
-        return PrefetchedArtifact(module.key, module.compiled, made.data, provenance)
+        return PrefetchedArtifact(made.key, made.cache, made.data, provenance)
 
     def recompile(self, prepared: Prepared) -> Flow[pb.CompileResponse]:
         """Recompile a module that the server evicted."""

@@ -26,6 +26,7 @@ _COMMAND = re.compile(r"(?:`|\$ )lazyfx ([a-z]+)(?=[ `\n])((?:(?!\.py\b)[^\n`#])
 _TARGET = re.compile(r"`make ([a-z-]+)")
 _METRIC = re.compile(r"\blazyfx_[a-z_]+_(?:total|seconds|bytes|connected|nodes|workers|ratio)\b")
 _ALERT = re.compile(r"\bLazyfx[A-Z]\w+")
+_PLACEHOLDER = re.compile(r"@[A-Z]+@")
 _FILE = re.compile(r"`((?:deploy|tests|docs|proto|bench|zoo|chaos|conformance)/[\w./@-]+)`")
 
 
@@ -36,6 +37,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
 
 def missing(page: Path) -> Iterator[str]:
     text = page.read_text("utf-8")
+    yield from _PLACEHOLDER.findall(text)
     for file, section in _LINK.findall(text):
         target = (page.parent / file).resolve() if file else page
         if not target.exists():

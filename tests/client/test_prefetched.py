@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 import threading
 import time
 from collections.abc import Callable
 
 import pytest
+from torch.fx import symbolic_trace
 
 from lazyfx.artifacts.prefetched import PrefetchedArtifact, PrefetchStream, UnverifiedArtifact
+from lazyfx.backend.sessions import Session
 from lazyfx.backend.warm_start import job_record, receiving
 from lazyfx.backend.warm_start.job_record import JobRecord
 from lazyfx.backend.warm_start.receiving import Receiving
+from lazyfx.blocking_client import Client
+from lazyfx.capture import remembering
 from lazyfx.errors import ArtifactError, LazyfxError, ProtocolError, UnavailableError
 from lazyfx.shared.answers.answer_bounds import DEFAULT_BOUNDS
 from lazyfx.shared.native.prefetch_keys import (
@@ -30,8 +35,11 @@ def plan(*keys: bytes) -> pb.PrefetchResponse:
     return pb.PrefetchResponse(plan=pb.PrefetchPlan(keys=keys))
 
 
-def module(key: bytes = KEY, module_key: bytes = bytes(32)) -> pb.PrefetchResponse:
-    answer = pb.CompileResponse(module_key=module_key)
+def module(
+    key: bytes = KEY, module_key: bytes = bytes(32), explanation: str = ""
+) -> pb.PrefetchResponse:
+    cache = pb.CacheResult(status=pb.CACHE_STATUS_HIT, explanation=explanation)
+    answer = pb.CompileResponse(module_key=module_key, cache=cache)
     return pb.PrefetchResponse(module=pb.PrefetchedModule(key=key, compiled=answer))
 
 
@@ -55,8 +63,9 @@ def taken(messages: list[pb.PrefetchResponse], max_bytes: int = 100) -> list[Unv
 def test_artifacts_are_assembled_in_the_order_in_which_they_come() -> None:
     sent = [plan(KEY, OTHER), module(), *parts(b"one"), module(OTHER), *parts(b"two")]
     first, second = taken(sent)
-    assert (first.module.key, first.data) == (KEY, b"one")
-    assert (second.module.key, second.data) == (OTHER, b"two")
+    assert (first.key, first.cache, first.data) == (KEY, "hit", b"one")
+    assert (second.key, second.data) == (OTHER, b"two")
+    assert first.request.module_key == bytes(32)
     assert first.request.kind == pb.ARTIFACT_KIND_INDUCTOR
 
 
@@ -72,6 +81,7 @@ def test_artifacts_are_assembled_in_the_order_in_which_they_come() -> None:
         ([plan(b"short")], "32 bytes"),
         ([plan(*[KEY] * (MAX_ARTIFACTS + 1))], "at most"),
         ([plan(KEY), module(module_key=b"short")], "32 bytes"),
+        ([plan(KEY), module(explanation="x" * 4096), *parts(b"one")], "at most 4096"),
         ([plan(KEY), module(), *parts(b"one", b"other")], "does not match"),
         ([plan(KEY), module(), *parts(bytes(101))], "at most 100"),
         ([plan(KEY, OTHER), module(), *parts(bytes(60)), module(OTHER), *parts(bytes(60))], "40"),
@@ -86,7 +96,7 @@ def test_a_part_out_of_order_malformed_or_too_much_ends_the_stream(
 
 
 def artifact(key: bytes) -> PrefetchedArtifact:
-    return PrefetchedArtifact(key, pb.CompileResponse(), b"data", None)  # type: ignore[arg-type]
+    return PrefetchedArtifact(key, "hit", b"data", None)  # type: ignore[arg-type]
 
 
 def received(*steps: Callable[[Receiving], object]) -> Receiving:
@@ -130,8 +140,8 @@ def test_one_that_was_announced_is_waited_for_while_parts_arrive(
     asked.set()
 
 
-@pytest.mark.parametrize("steps", [(), (planned(KEY),)])
-def test_a_server_that_goes_silent_is_not_waited_for(
+@pytest.mark.parametrize("steps", [(), (planned(KEY, OTHER),)])
+def test_a_server_that_goes_silent_is_waited_for_once(
     steps: tuple[Callable[[Receiving], object], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(receiving, "_PART_SECONDS", 0.01)
@@ -142,6 +152,8 @@ def test_a_server_that_goes_silent_is_not_waited_for(
         time.sleep(0.001)
     assert made.take(KEY) is None
     assert not made.wants_more, "it will be asked for, and need not arrive twice"
+    monkeypatch.setattr(made, "_is_moving", lambda: pytest.fail("it waits again"))
+    assert made.take(OTHER) is None
     silence.set()
 
 
@@ -190,6 +202,29 @@ def test_a_key_covers_what_is_compiled_and_under_which_conditions_but_not_the_ma
     asked.priority = pb.PRIORITY_PREWARM
     native.target.torch = "2.14"
     assert prefetch_key(remembered_compile(asked), native) == key
+
+
+def test_what_a_compile_would_ask_for_follows_changes_of_the_graph() -> None:
+    graph = symbolic_trace(lambda x: x.sin() + 1)
+    with Client("127.0.0.1:1") as client:
+        before = client.asked_of(graph, ())
+        node = next(node for node in graph.graph.nodes if node.op == "call_method")
+        node.target = "cos"
+        graph.recompile()
+        after = client.asked_of(graph, ())
+    assert before is not None
+    assert after is not None
+    assert after.graph_digest.sha256 == remembering.encode(graph).digest
+    assert after.graph_digest != before.graph_digest
+
+
+def test_what_a_server_said_of_itself_is_dropped_with_the_first_error() -> None:
+    session = Session("127.0.0.1:1")
+    session.warm_start._receiving = received(planned())
+    session.warm_start._receiving._thread.join(10)
+    session.record_outcome(UnavailableError("gone", code="UNAVAILABLE"))
+    assert session.warm_start.take_server() is None, "another may answer next time"
+    session.client.close()
 
 
 class Server:
@@ -254,6 +289,35 @@ def test_it_is_told_soon_and_a_silent_one_does_no_harm(
     assert [len(told.artifacts) for told in server.told] == [2]
     record.close(1.0)
     assert len(server.told) == 1
+
+
+@pytest.mark.parametrize("is_planned", [True, False])
+@pytest.mark.parametrize("has_failed", [True, False])
+@pytest.mark.parametrize("at_exit", [True, False])
+def test_only_the_end_of_a_job_drops_what_it_has_not_asked_for(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    at_exit: bool,
+    has_failed: bool,
+    is_planned: bool,
+) -> None:
+    monkeypatch.setattr(job_record, "_PAUSE_SECONDS", 0.001)
+    monkeypatch.setattr(sys, "last_value", ValueError() if has_failed else None, raising=False)
+    session = Session("127.0.0.1:1")
+    warm_start, record = session.warm_start, JobRecord([KEY], server.remember)
+    asked, unasked = asked_for(1), asked_for(2)
+    keys = (asked[0], unasked[0]) if is_planned else (asked[0],)
+    warm_start._receiving, warm_start._record = received(planned(*keys)), record
+    warm_start._receiving._thread.join(10)
+    record.add(*asked, is_new=True)
+    if record._thread is not None:
+        record._thread.join(10)
+    assert [told.has_ended for told in server.told] == [False]
+    warm_start.close(at_exit=at_exit)
+    has_ended = at_exit and not has_failed and is_planned
+    assert [told.has_ended for told in server.told[1:]] == ([True] if has_ended else [])
+    session.client.close()
 
 
 def test_what_is_told_is_bounded(server: Server) -> None:

@@ -55,6 +55,11 @@ async def test_crash_fails_its_job_only(start: Start, job: str, ending: str) -> 
     assert reasons == ["crash"]
 
 
+async def test_a_worker_has_a_temporary_folder_for_multiprocessing(start: Start) -> None:
+    executor = await start(workers=1)
+    assert await executor.run(order("temporary_folder"), timeout=30) == b"used"
+
+
 async def test_ending_is_known_of_a_worker_that_is_not_quite_dead_yet(start: Start) -> None:
     executor = await start(workers=1)
     for _ in range(5):

@@ -12,7 +12,7 @@ from lazyfx_server.execution import ProcessExecutor, WorkerCrashed
 from lazyfx_server.settings.limits import WorkerLimits
 from lazyfx_server.settings.pass_settings import NativeSettings
 from lazyfx_server.settings.service_settings import WorkerSettings
-from lazyfx_server.workers import pools
+from lazyfx_server.workers import pools, starting
 
 
 class Closed:
@@ -37,7 +37,7 @@ async def source_of(executor: ProcessExecutor | None) -> str:
 
 @pytest.fixture
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pools, "_GPU", tmp_path if request.param else tmp_path / "none")
+    monkeypatch.setattr(starting, "_GPU", tmp_path if request.param else tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,9 @@ async def test_native_workers(gpu: None, method: str, expected: str) -> None:
     assert await source_of(made.jobs) == expected
     # They run a compiler and nothing of torch, so they need no GPU.
     assert await source_of(made.builds) == "forked"
+    # Inductor is prepared only where workers are forked from the process that prepares it.
+    start = starting.worker_start(WorkerSettings(), settings, (), "", "text")
+    assert bool(start.prepared) == (expected == "forked")
 
 
 @pytest.mark.parametrize("gpu", [True], indirect=True)

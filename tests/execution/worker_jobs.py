@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import threading
 import time
+from multiprocessing import util
 from pathlib import Path
 
 from lazyfx_server.execution import CallFailed, call_server
@@ -30,6 +32,14 @@ def nothing() -> bytes:
 
 def echo(text: str) -> bytes:
     return text.encode()
+
+
+def temporary_folder() -> bytes:
+    """Use the folder where multiprocessing puts the files of this process."""
+    folder = Path(util.get_temp_dir())
+    (folder / "file").touch()
+    shutil.rmtree(folder)
+    return b"used"
 
 
 def big(size: int) -> bytes:
@@ -210,6 +220,7 @@ ORDERS = {
     for function in (
         nothing,
         echo,
+        temporary_folder,
         big,
         fail,
         leave,

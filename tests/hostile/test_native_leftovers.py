@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 from server.harness import worker_pids
 
+from lazyfx_server.execution import owned_folder
 from lazyfx_server.jobs.native.work_area import WorkArea
 from lazyfx_server.security.sandbox import LAYERS, available
 from lazyfx_server.security.signing import read_keys
@@ -50,6 +51,21 @@ def test_what_a_dead_server_left_is_removed(tmp_path: Path) -> None:
     after.close()
     living.close()
     assert list((tmp_path / "base").iterdir()) == []
+
+
+def test_folders_that_others_make_meanwhile_do_not_keep_a_server_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("new-a", "new-b"):
+        (tmp_path / name).mkdir()
+        os.utime(tmp_path / name, (0, 0))
+
+    def with_the_other(_: Path) -> None:
+        for each in tmp_path.glob("new-*"):
+            each.rename(tmp_path / each.name.replace("new-", "other-"))
+
+    monkeypatch.setattr(owned_folder, "remove", with_the_other)
+    owned_folder.OwnedFolder(tmp_path)
 
 
 def memory_holds(pid: int, needles: list[bytes]) -> bool:

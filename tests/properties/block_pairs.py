@@ -197,6 +197,22 @@ def build(pair: Pair, seed: int) -> GraphModule:
     return GraphModule({}, made.graph)
 
 
+def build_two_groups(seed: int) -> GraphModule:
+    """A chain of three equal blocks, then three others that are equal and read the first ones."""
+    made = _Builder()
+    for name in ("h", "o", "p", "b", *(f"{stem}{i}" for i in range(6) for stem in "vwz")):
+        with made.mode:
+            made.given(name, torch.empty(_SIZE, _SIZE))
+    value = made.call(_step(torch.exp, "h"), made.values)
+    for number in range(6):
+        inputs = {stem: made.values[f"{stem}{number}"] for stem in "vwz"}
+        middle = [_step(torch.cos if number < 3 else torch.sin, "x")]
+        steps = _block(random.Random(seed + number // 3), middle)
+        value = made.run(steps, {**made.values, **inputs, "h": value})
+    made.graph.output((value,))
+    return GraphModule({}, made.graph)
+
+
 def _symbol(env: ShapeEnv, number: int) -> torch.SymInt:
     from torch._dynamo.source import ConstantSource
 

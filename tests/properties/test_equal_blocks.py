@@ -7,7 +7,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from block_pairs import DIFFERENT, EQUAL, OTHER_ORDER, UNSUITED, Pair, build, real_inputs
+from block_pairs import (
+    DIFFERENT,
+    EQUAL,
+    OTHER_ORDER,
+    UNSUITED,
+    Pair,
+    build,
+    build_two_groups,
+    real_inputs,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 
@@ -30,6 +39,37 @@ def test_equal_blocks_become_calls_that_compute_the_same() -> None:
         assert len({str(call.args[0]) for call in calls}) == 1
         given = real_inputs(module, seed)
         assert torch.equal(module(*given)[0], whole(*given)[0])
+
+
+def test_a_group_that_reads_another_is_found_too() -> None:
+    for seed in range(3):
+        module = build_two_groups(seed)
+        whole = copy.deepcopy(module)
+        assert [group.calls >= 2 for group in call_equal_blocks_once(module)] == [True, True]
+        given = real_inputs(module, seed)
+        assert torch.equal(module(*given)[0], whole(*given)[0])
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_blocks_in_a_region_of_autocast_stay(enabled: bool) -> None:
+    module = build(EQUAL, 1)
+    nodes = [node for node in module.graph.nodes if node.op == "call_function"]
+    with module.graph.inserting_before(nodes[0]):
+        arguments = ("cpu", torch.bfloat16, enabled, None)
+        entered = module.graph.call_function(torch.amp.autocast_mode._enter_autocast, arguments)
+    with module.graph.inserting_after(nodes[-1]):
+        module.graph.call_function(torch.amp.autocast_mode._exit_autocast, (entered,))
+    assert len(call_equal_blocks_once(module)) == (0 if enabled else 1)
+
+
+def test_what_was_recorded_of_values_in_between_does_not_count() -> None:
+    module = build(DIFFERENT["size of an operand"], 1)
+    with FakeTensorMode():
+        other = torch.empty(6, 6)
+    for node in module.graph.nodes:
+        if node.op.startswith("call_"):
+            node.meta["example_value"] = other
+    assert call_equal_blocks_once(module) == []
 
 
 @pytest.mark.parametrize("kind", [*DIFFERENT, *UNSUITED])

@@ -17,7 +17,7 @@ from inline_executor import InlineExecutor
 from lazyfx_server.compiling.dispatch.builds import Builds
 from lazyfx_server.compiling.dispatch.native_executor import NativeExecutor
 from lazyfx_server.compiling.dispatch.precompiled_headers import PrecompiledHeaders
-from lazyfx_server.execution import CallRefused, ProcessExecutor, start_forkserver
+from lazyfx_server.execution import CallRefused, ProcessExecutor, WorkerFailed, start_forkserver
 from lazyfx_server.jobs.native.confinement import Confinement
 from lazyfx_server.jobs.native.toolchain.build_job import run_compile_job
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
@@ -80,6 +80,7 @@ def test_the_usual_header_is_made_before_anybody_asks(
         assert answer.output.endswith(b"header.h")
         assert made == [worker.BUILD_KIND_HEADER, worker.BUILD_KIND_OBJECT]
         natives.prepare(worker.BuildRequest(kind=worker.BUILD_KIND_OBJECT, flags=["-evil"]))
+        await builds.prepare(worker.BuildRequest(kind=worker.BUILD_KIND_OBJECT))  # without one
         await natives.close()
         assert len(made) == 2
 
@@ -89,7 +90,7 @@ def test_the_usual_header_is_made_before_anybody_asks(
 KILLED = {
     "the compiler": "kill -9 $$",
     "what it starts": "echo 'g++: fatal error: Killed signal terminated program cc1plus'; exit 1",
-    "the worker": "kill -9 $PPID; sleep 60",
+    "the worker": "kill -9 $PPID; exec sleep 1",
 }
 
 
@@ -126,6 +127,56 @@ def test_a_compile_that_is_killed_is_tried_once_more(tmp_path: Path, killed: str
     (made,) = asyncio.run(scenario())
     assert made.output.startswith(b"\x7fELF")
     assert len(marks.read_text()) == 4
+
+
+QUOTED = {
+    "a comment": b"int x = /* g++: fatal error: Killed signal terminated program cc1plus */ y;",
+    "a message": (
+        b'static_assert(false, "\\ng++: fatal error: Killed signal terminated program cc1plus\\n");'
+    ),
+}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize("quoted", QUOTED)
+def test_an_error_that_quotes_its_source_is_no_kill(tmp_path: Path, quoted: str) -> None:
+    """A job cannot have its error tried again, nor have the server log it."""
+    request = worker.BuildRequest(kind=worker.BUILD_KIND_OBJECT, source=QUOTED[quoted])
+    job = worker.BuildJob(request=request, folder=str(tmp_path)).SerializeToString()
+    compiler = replace(COMPILER, path=shutil.which("g++"))
+    answer = worker.BuildResult.FromString(run_compile_job(compiler, Confinement(None), job))
+    assert "signal terminated program" in answer.failed
+
+
+def test_only_what_was_killed_is_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(InlineExecutor):
+        """Compile workers that all fail the same way."""
+
+        runs = 0
+
+        def __init__(self, error: str) -> None:
+            super().__init__(bytes)
+            self.error = error
+
+        async def run(self, *_: Any, **__: Any) -> bytes:
+            self.runs += 1
+            raise WorkerFailed(self.error, "of a tenant")
+
+    async def scenario(error: str) -> int:
+        executor, area = Failing(error), WorkArea(tmp_path / "area")
+        builds = Builds(executor, COMPILER, 60.0, area, Observers())
+        request = worker.BuildRequest(kind=worker.BUILD_KIND_OBJECT, source=b"int x;")
+        with pytest.raises(CallRefused):
+            await builds.build(request, [], builds.session())
+        area.close()
+        return executor.runs
+
+    assert asyncio.run(scenario("CompilerKilledError")) == 2
+    assert asyncio.run(scenario("SandboxError")) == 1
+    assert "tried again" in caplog.text
+    assert "of a tenant" not in caplog.text
 
 
 def test_flags_that_come_and_go_do_not_turn_precompiled_headers_off(tmp_path: Path) -> None:

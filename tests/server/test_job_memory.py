@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from server.harness import connected, refused
 from servers import RunningServer
 
-from lazyfx.shared.native.prefetch_keys import MAX_COMPILE_BYTES, MAX_JOB_BYTES
+from lazyfx.shared.native.prefetch_keys import MAX_ARTIFACTS, MAX_COMPILE_BYTES, MAX_JOB_BYTES
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx.v1.compiler_pb2_grpc import GraphCompilerStub
+from lazyfx_server.compiling.prefetching import prefetching
 from lazyfx_server.compiling.prefetching.job_memory import JobMemory
 from lazyfx_server.compiling.tenants import Tenants
 from lazyfx_server.errors import InvalidRequestError
@@ -28,16 +31,64 @@ def remembered(*digests: int) -> pb.RememberJobRequest:
     return request
 
 
-async def test_the_first_known_job_of_the_tenant_counts_and_the_last_run() -> None:
+def digests(record: pb.RememberJobRequest | None) -> list[int]:
+    assert record is not None
+    return [artifact.compile.graph_digest.sha256[0] for artifact in record.artifacts]
+
+
+async def test_the_first_known_job_of_the_tenant_counts() -> None:
     memory = JobMemory(MemoryStore(2**20))
     await memory.remember(remembered(1, 2), ALICE)
-    await memory.remember(remembered(3), ALICE)
     found = await memory.recall([OTHER, JOB], ALICE)
+    assert digests(found) == [1, 2]
     assert found is not None
-    assert [a.compile.graph_digest.sha256[0] for a in found.artifacts] == [3]
     assert not found.jobs
+    assert not found.has_ended
     assert await memory.recall([OTHER], ALICE) is None
     assert await memory.recall([JOB], BOB) is None
+
+
+async def test_a_job_that_fails_early_and_other_ranks_do_not_take_from_what_is_remembered() -> None:
+    memory = JobMemory(MemoryStore(2**20))
+    whole, early, other_native = remembered(1, 2, 3), remembered(4, 2), remembered(1)
+    other_native.natives[0].configuration = b"d"
+    for request in (whole, early, other_native):
+        request.jobs[:] = [JOB, OTHER]
+        await memory.remember(request, ALICE)
+    for job in (JOB, OTHER):
+        found = await memory.recall([job], ALICE)
+        assert digests(found) == [1, 4, 2, 1, 3]
+        assert found is not None
+        natives = [found.natives[a.native].configuration for a in found.artifacts]
+        assert natives == [b"d", b"c", b"c", b"c", b"c"]
+    # At its end it has asked for all that it needs; other arguments and ranks need other things.
+    early.has_ended = True
+    await memory.remember(early, ALICE)
+    assert digests(await memory.recall([JOB], ALICE)) == [4, 2]
+    assert sorted(digests(await memory.recall([OTHER], ALICE))) == [1, 1, 2, 3, 4]
+
+
+async def test_what_is_kept_is_bounded_and_the_newest_counts() -> None:
+    memory = JobMemory(MemoryStore(2**22))
+    for first in range(0, 256, 128):
+        await memory.remember(remembered(*range(first, first + 128)), ALICE)
+    newest = remembered(1)
+    newest.natives[0].configuration = b"d"
+    await memory.remember(newest, ALICE)
+    kept = digests(await memory.recall([JOB], ALICE))
+    assert len(kept) == MAX_ARTIFACTS
+    assert kept[:3] == [1, 128, 129]
+
+
+async def test_a_plan_does_not_wait_for_a_slow_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefetching, "_PLAN_SECONDS", 0.01)
+    loop = asyncio.get_running_loop()
+    lookups: list[asyncio.Future[Any]] = [loop.create_future() for _ in range(3)]
+    lookups[0].set_result("found")
+    lookups[2].set_result(None)
+    assert await prefetching._in_time(lookups) == ["found", None, None]
+    assert lookups[1].cancelled()
+    assert await prefetching._in_time([]) == []
 
 
 async def test_a_damaged_or_foreign_record_is_forgotten() -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -10,8 +14,8 @@ from inline_executor import InlineExecutor
 from server.test_kernels import KEY, OTHER_KEY, Compiles, Seen, flights_over
 
 from lazyfx_server.compiling.kernels.kernel_answers import AnsweringExecutor, KernelAnswers
-from lazyfx_server.compiling.kernels.kernel_flights import KernelFlights, Provided
-from lazyfx_server.compiling.kernels.server_kernels import ServerKernels
+from lazyfx_server.compiling.kernels.kernel_flights import Compile, KernelFlights, Provided
+from lazyfx_server.compiling.kernels.server_kernels import ServerKernels, server_kernels
 from lazyfx_server.execution import CallRefused, OnCall
 from lazyfx_server.store import MemoryStore
 from lazyfx_server.v1 import worker_pb2 as worker
@@ -32,7 +36,8 @@ class Node:
     async def provide(self, call: OnCall, key: bytes = KEY, scope: bytes = b"") -> Provided:
         """What one job gets, which reaches its server by `call`."""
         turn, may_keep = self.compiles.turn, self.compiles.may_keep
-        return await self._own.provide(key, scope, turn, may_keep, ServerKernels(call))
+        async with server_kernels(call) as elsewhere:
+            return await self._own.provide(key, scope, turn, may_keep, elsewhere)
 
 
 def test_what_one_node_has_compiled_no_other_node_compiles() -> None:
@@ -82,6 +87,92 @@ def test_a_server_that_does_not_answer_is_a_miss(
     async def scenario() -> None:
         assert (await Node().provide(counted)).source == "compiled"
         assert calls == 1, "it is not asked again for this job"
+
+    asyncio.run(scenario())
+
+
+def test_a_compiler_is_free_while_a_kernel_is_given() -> None:
+    given, may_end = asyncio.Event(), asyncio.Event()
+    free: list[bool] = []
+
+    async def slow(question: bytes) -> bytes:
+        if worker.KernelCall.FromString(question).HasField("made"):
+            given.set()
+            await may_end.wait()
+        return b""
+
+    class Turns(Compiles):
+        @asynccontextmanager
+        async def turn(self) -> AsyncIterator[Compile]:
+            async with super().turn() as compile_it:
+                yield compile_it
+            free.append(True)
+
+    async def scenario() -> None:
+        compiles = Turns()
+        compiles.may_end.set()
+        async with server_kernels(slow) as elsewhere:
+            made = await kernels().provide(KEY, b"", compiles.turn, compiles.may_keep, elsewhere)
+            assert (made.source, free) == ("compiled", [True])
+            await given.wait()
+            may_end.set()
+
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_what_a_job_gives_arrives_before_it_ends_unless_it_is_stopped() -> None:
+    arrived: list[bytes] = []
+
+    async def call(question: bytes) -> bytes:
+        await asyncio.sleep(0.01)
+        arrived.append(worker.KernelCall.FromString(question).key)
+        return b""
+
+    async def scenario() -> None:
+        record = worker.KernelRecord(output=b"made")
+        async with server_kernels(call) as elsewhere:
+            assert elsewhere is not None
+            elsewhere.give(KEY, record)
+        assert arrived == [KEY]
+        with contextlib.suppress(LookupError):
+            async with server_kernels(call) as elsewhere:
+                assert elsewhere is not None
+                elsewhere.give(OTHER_KEY, record)
+                raise LookupError("the job failed")
+        elsewhere.give(OTHER_KEY, record)
+        await asyncio.sleep(0.05)
+        assert arrived == [KEY]
+
+    asyncio.run(scenario())
+
+
+def test_a_server_that_wants_no_more_kernels_is_still_asked() -> None:
+    async def full(question: bytes) -> bytes:
+        call = worker.KernelCall.FromString(question)
+        if call.HasField("made"):
+            raise CallRefused("the job has given too many")
+        return worker.KernelRecord(output=call.key).SerializeToString()
+
+    async def scenario() -> None:
+        elsewhere = ServerKernels(full)
+        elsewhere.give(KEY, worker.KernelRecord(output=b"made"))
+        await elsewhere.arrived()
+        assert await elsewhere.find(OTHER_KEY) == worker.KernelRecord(output=OTHER_KEY)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.nan, math.inf, 1e6])
+def test_a_kernel_that_took_no_time_that_there_is_is_refused(seconds: float) -> None:
+    record = worker.KernelRecord(output=b"made", seconds=seconds)
+
+    async def scenario() -> None:
+        server = kernels()
+        with pytest.raises(CallRefused, match="seconds"):
+            await KernelAnswers(server, b"")(
+                worker.KernelCall(key=KEY, made=record).SerializeToString()
+            )
+        assert await server.find(KEY, b"") is None
 
     asyncio.run(scenario())
 

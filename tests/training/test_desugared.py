@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 from torch.testing._internal.two_tensor import TwoTensor
 
 import lazyfx
+from lazyfx.backend.planning import torch_aot
 from lazyfx.backend.planning.parts import Part, computing_part
 from lazyfx.errors import UnsupportedGraphError
 
@@ -74,7 +79,8 @@ def own_function(x: torch.Tensor) -> torch.Tensor:
 
 def own_functions(compile_it: Compile) -> list[torch.Tensor]:
     x = torch.randn(4, requires_grad=True)
-    y = compile_it(lambda x: own_function(x) + 1)(x)
+    y = compile_it(lambda x: own_function(x).exp() + 1)(x)
+    y.sum().backward(retain_graph=True)
     y.sum().backward()
     return [y, x.grad]
 
@@ -92,6 +98,22 @@ def compiled_backward(compile_it: Compile) -> list[torch.Tensor]:
     with torch._dynamo.config.patch(compiled_autograd=True):
         loss = compile_it(step)(torch.randn(3, 4))
     return [loss, *(p.grad for p in layers.parameters())]
+
+
+def hooked(compile_it: Compile, inner: Any, hooks: Any) -> list[torch.Tensor]:
+    """Saved-tensors hooks that change what is saved, so that gradients show whether they ran."""
+    x = torch.linspace(0.1, 1, 4).requires_grad_()
+    call = compile_it(lambda x: (inner(x).exp() * x.cos()).tanh())
+    with torch.autograd.graph.saved_tensors_hooks(*hooks) if hooks else nullcontext():
+        y = call(x)
+    y.sum().backward()
+    return [y, x.grad]
+
+
+CALLED = (lambda x: x * 0.5, lambda x: x * 1.0)
+"""Hooks that torch calls when the compiled code runs."""
+TRACED = tuple(torch.fx.symbolic_trace(hook) for hook in CALLED)
+"""Hooks that AOTAutograd makes part of the graphs."""
 
 
 CASES = (
@@ -115,10 +137,36 @@ def test_results_and_gradients_are_those_of_eager_torch(server: Any, case: Any) 
     torch.testing.assert_close(found, results_of(case), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("hooks", [TRACED, CALLED])
+def test_saved_tensors_hooks_run_as_in_torch(server: Any, hooks: Any) -> None:
+    options = {"address": server.address, "compile": "eager", "on_error": "raise"}
+    case = partial(hooked, inner=own_function, hooks=hooks)
+    found = results_of(case, backend="lazyfx", options=options)
+    assert lazyfx.backend_report().remote == 1
+    torch.testing.assert_close(found, results_of(case, backend="aot_eager"), rtol=0, atol=0)
+    without = results_of(partial(case, hooks=None))
+    assert not torch.allclose(found[1], without[1])
+
+
+def test_hooks_that_the_server_would_not_know_are_the_reason(server: Any) -> None:
+    options = {"address": server.address, "wait": False, "on_error": "eager"}
+    case = partial(hooked, inner=torch.sin, hooks=TRACED)
+    with pytest.warns(lazyfx.FallbackWarning):
+        found = results_of(case, backend="lazyfx", options=options)
+    assert "saved-tensors hooks" in lazyfx.backend_report().graphs[0].reason
+    torch.testing.assert_close(found, results_of(case), rtol=0, atol=0)
+
+
 # A tensor parallel job (test_ranks.py) is compiled natively in every run of CI.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("case", [two_tensors, overlapping_inputs, jagged])
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(two_tensors, overlapping_inputs, jagged),
+        *(partial(hooked, inner=torch.sin, hooks=hooks) for hooks in (TRACED, CALLED)),
+    ],
+)
 def test_native_code_is_that_of_inductor_here(native_server: Any, case: Any) -> None:
     options = {"address": native_server.address, "on_error": "raise"}
     found = results_of(case, backend="lazyfx", options=options)
@@ -181,3 +229,58 @@ def test_results_have_the_strides_that_the_backward_was_traced_for() -> None:
     found = part([Mesh(), x])
     assert found[0].stride() == (3, 1)
     torch.testing.assert_close(found[0], x * 2)
+
+
+def part_with(value: torch.Tensor, code: Any) -> Part:
+    """A part that returns its input, traced with the strides of a value."""
+    graph = Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.empty(1, 4)
+    y = graph.call_function(torch.ops.aten.alias.default, (x,))
+    y.meta["val"] = value
+    graph.output((y,))
+    part = Part(computing_part(GraphModule(nn.Module(), graph)))
+    part.code = code
+    return part
+
+
+def test_results_that_were_expanded_are_expanded() -> None:
+    part = part_with(
+        torch.empty(1, 4).expand(3, 4),
+        lambda x: (x.expand(3, 4).contiguous().t().contiguous().t(),),
+    )
+    x = torch.randn(1, 4)
+    (found,) = part([x])
+    assert found.stride() == (0, 1)
+    torch.testing.assert_close(found, x.expand(3, 4))
+
+
+@pytest.mark.parametrize("sizes", [(1, 4), (0, 4)])
+def test_strides_that_move_nothing_need_no_copy(sizes: tuple[int, int]) -> None:
+    x = torch.randn(sizes)
+    part = part_with(torch.empty_strided(sizes, (1, 1)), lambda x: (x.view(sizes),))
+    (found,) = part([x])
+    assert found.data_ptr() == x.data_ptr()
+    assert found._base is x
+
+
+def test_other_threads_draw_as_ever_while_a_graph_is_traced() -> None:
+    from torch._inductor.fx_passes import joint_graph
+    from torch._inductor.virtualized import V
+
+    def drawn() -> int:
+        graph = Graph()
+        graph.output(graph.call_function(torch.ops.aten.rand.default, ((2,),)))
+        with V.set_fake_mode(FakeTensorMode()):
+            return joint_graph.replace_random_passes(GraphModule(nn.Module(), graph))
+
+    found: dict[str, int] = {}
+    original = joint_graph.replace_random_passes
+    with torch_aot._keeping_random_operators():
+        found["here"] = drawn()
+        thread = threading.Thread(target=lambda: found.update(there=drawn()))
+        thread.start()
+        thread.join()
+    assert found["here"] == 0
+    assert found["there"] > 0
+    assert joint_graph.replace_random_passes is original

@@ -24,8 +24,9 @@ from training.loops import Training, assert_same, batches, train
 import lazyfx
 from lazyfx.backend import close_sessions, compile_graph, dynamo_entry, reset_backend_report
 from lazyfx.backend.sessions import session_for
-from lazyfx.backend.warm_start import job_identity, receiving
+from lazyfx.backend.warm_start import early_start, job_identity, receiving
 from lazyfx.backend.warm_start.early_start import start_early
+from lazyfx.errors import UnavailableError
 from lazyfx.v1 import compiler_pb2 as pb
 
 METHODS = pb.DESCRIPTOR.services_by_name["GraphCompiler"].methods_by_name
@@ -151,7 +152,7 @@ def test_a_job_that_runs_again_makes_one_call(
         assert_same(training, first)
 
 
-def test_another_model_takes_the_normal_path_and_is_remembered_in_its_place(
+def test_another_model_takes_the_normal_path_and_is_remembered_too(
     native_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = calls(native_server)
@@ -172,6 +173,27 @@ def test_another_model_takes_the_normal_path_and_is_remembered_in_its_place(
     monkeypatch.delattr(sys.modules["__main__"], "__file__")
     trained(native_server, 54)
     assert not (calls(native_server) - before)["Prefetch"]
+
+
+def test_a_compile_for_another_backend_contacts_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def note(address: str) -> Any:
+        opened.append(address)
+        raise UnavailableError("not here", code="UNAVAILABLE")
+
+    monkeypatch.setattr(early_start, "session_for", note)
+    torch._dynamo.reset()
+    start_early(compile_graph)
+    ours = torch.compile(Twice(5), backend="lazyfx", options={"address": "127.0.0.1:1"})
+    options = {"address": "127.0.0.1:2"}
+    torch.compile(Twice(5), backend="lazyfx", options=options)  # never called
+    with torch.no_grad():
+        torch.compile(Twice(5), backend="eager")(batches()[0][0])
+        assert not opened
+        with pytest.warns(lazyfx.FallbackWarning):
+            ours(batches()[0][0])
+    assert set(opened) == {"127.0.0.1:1"}
 
 
 class EditedStream(Relay):

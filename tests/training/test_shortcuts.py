@@ -116,3 +116,14 @@ print(left)
 def test_a_process_that_is_prepared_holds_nothing_of_its_compile() -> None:
     run = nursery.run("native_server", ["-c", PREPARED], check=True)
     assert run.stdout.split("\n")[-2] == str([0] * 6)
+
+
+@pytest.mark.long
+def test_a_job_writes_the_same_whether_its_parent_was_prepared_or_not() -> None:
+    """Also in a state of torch in which nothing was prepared."""
+    program = Path(__file__).with_name("prepared_parents.py")
+    run = nursery.run("inductor", [str(program)], check=True)
+    found = [line.split(maxsplit=2) for line in run.stdout.splitlines()[-2:]]
+    same = [(name, verdict) for name, _, verdict in found]
+    assert same == [("float64", "same"), ("autocast", "same")], run.stderr
+    assert all(int(kernels) > 0 for _, kernels, _ in found), run.stderr

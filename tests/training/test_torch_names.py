@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch._dynamo.output_graph import GraphCompileReason
 from torch._inductor import codecache, cpp_builder, cpu_vec_isa
+from torch._inductor.fx_passes import joint_graph
 from torch.distributed import distributed_c10d
 from torch.utils.checkpoint import checkpoint
 
@@ -63,7 +64,9 @@ def test_graphs_can_be_traced_here_for_a_compiler_elsewhere() -> None:
     settings = torch_inductor.functorch_config.get_config_copy()
     assert settings["force_non_lazy_backward_lowering"] is False
     assert "enable_autograd_cache" in settings
-    assert callable(server_names.graph_compile.collect_bw_donated_buffer_idxs)
+    source = inspect.getsource(server_names.graph_compile)
+    assert source.count("inner_meta.bw_donated_idxs = fw_metadata.bw_donated_idxs") == 1
+    assert "replace_random_passes(graph)" in inspect.getsource(joint_graph.joint_graph_passes)
     with torch.autocast("cpu", dtype=torch.bfloat16), aot_names.without_autocast():
         assert not torch.is_autocast_enabled("cpu")
 

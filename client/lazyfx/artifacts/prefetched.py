@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Final, Protocol
 
 from lazyfx.errors import ProtocolError
+from lazyfx.report import cache_of
 from lazyfx.shared.answers.answer_bounds import AnswerBounds
 from lazyfx.shared.answers.downloads import Download
 from lazyfx.shared.answers.responses import check_response
 from lazyfx.shared.native.prefetch_keys import KEY_BYTES, MAX_ARTIFACTS
 from lazyfx.trust.verifying import Provenance
 from lazyfx.v1 import compiler_pb2 as pb
+
+# Two keys and the cache status; a server has no reason to send more.
+_MAX_MODULE_BYTES: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,13 +24,13 @@ class PrefetchedArtifact:
 
     Attributes:
         key: From `prefetch_key`.
-        compiled: What the server would answer to the compile.
+        cache: What the server would say of the compile: "hit".
         data: A serialized NativeBundle, perhaps without libraries.
         provenance: Who signed it.
     """
 
     key: bytes
-    compiled: pb.CompileResponse
+    cache: str
     data: bytes
     provenance: Provenance
 
@@ -53,21 +57,23 @@ class UnverifiedArtifact:
     """A complete artifact whose signature has not been verified.
 
     Attributes:
-        module: What it belongs to.
+        key: From `prefetch_key`.
+        module_key: The compiled module that it belongs to.
+        cache: What the server would say of the compile: "hit".
         data: Its bytes, which match the digest in its trailer.
         trailer: Has the signature.
     """
 
-    module: pb.PrefetchedModule
+    key: bytes
+    module_key: bytes
+    cache: str
     data: bytes
     trailer: pb.ArtifactTrailer
 
     @property
     def request(self) -> pb.GetArtifactRequest:
         """The request that would have fetched it."""
-        return pb.GetArtifactRequest(
-            module_key=self.module.compiled.module_key, kind=pb.ARTIFACT_KIND_INDUCTOR
-        )
+        return pb.GetArtifactRequest(module_key=self.module_key, kind=pb.ARTIFACT_KIND_INDUCTOR)
 
 
 class PrefetchStream:
@@ -75,7 +81,7 @@ class PrefetchStream:
 
     Args:
         bounds: Bounds on each answer.
-        max_bytes: Bytes of all artifacts.
+        max_bytes: Bytes of all artifacts; what is said of each is bounded by itself.
     """
 
     def __init__(self, bounds: AnswerBounds, max_bytes: int) -> None:
@@ -112,6 +118,10 @@ class PrefetchStream:
     def _begin(self, module: pb.PrefetchedModule) -> None:
         if self._expected is None or module.key not in self._expected:
             raise ProtocolError("is not one that was announced", field="module.key")
+        if (size := module.ByteSize()) > _MAX_MODULE_BYTES:
+            raise ProtocolError(
+                f"has {size} bytes; at most {_MAX_MODULE_BYTES} are allowed", field="module"
+            )
         self._expected.remove(module.key)
         check_response(module.compiled, self._bounds)
         self._module = module
@@ -122,7 +132,10 @@ class PrefetchStream:
         assert self._module is not None
         data, trailer = download.finish()
         self._left -= len(data)
-        whole = UnverifiedArtifact(self._module, data, trailer)
+        compiled = self._module.compiled
+        whole = UnverifiedArtifact(
+            self._module.key, compiled.module_key, cache_of(compiled.cache).status, data, trailer
+        )
         self._module = self._download = None
         return whole
 

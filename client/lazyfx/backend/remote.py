@@ -21,7 +21,6 @@ from lazyfx.backend.sessions import Session
 from lazyfx.blocking_module import RemoteModule
 from lazyfx.capture import remembering
 from lazyfx.errors import ArtifactError, IncompatibleError
-from lazyfx.report import cache_of
 from lazyfx.shared.answers.downloads import OnProgress
 from lazyfx.shared.native import shape_guards
 from lazyfx.shared.native.machine import mismatch
@@ -251,7 +250,7 @@ def _taken(
         bundle = read_artifact(pb.NativeBundle, data, request)
     except ArtifactError:  # for another machine
         return None
-    return _NativeAnswer(bundle, cache_of(early.compiled.cache).status, prefetched=True)
+    return _NativeAnswer(bundle, early.cache, prefetched=True)
 
 
 def _with_kept_kernels(session: Session, fetch: Callable[..., bytes]) -> bytes:

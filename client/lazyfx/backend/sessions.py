@@ -80,7 +80,9 @@ class Session:
         self._down = _without_traceback(error) if down and error is not None else None
         self._down_until = time.monotonic() + DOWN_SECONDS
         if error is not None:
-            self._info = None  # another server may answer next time
+            # Another server may answer next time, also than the one that sent artifacts.
+            self._info = None
+            self.warm_start.take_server()
 
 
 def _without_traceback(error: LazyfxError) -> LazyfxError:
@@ -104,19 +106,19 @@ class _Sessions:
                 session = self._open[address] = Session(address)
             return session
 
-    def close(self) -> None:
+    def close(self, *, at_exit: bool = False) -> None:
         if forking.is_forked():
             return
         with self._lock:
             for session in self._open.values():
-                session.warm_start.close()
+                session.warm_start.close(at_exit=at_exit)
                 session.client.close()
             self._open.clear()
 
 
 # dynamo calls the backend as a function for each graph; connections outlive the calls.
 _sessions: Final = _Sessions()
-atexit.register(_sessions.close)
+atexit.register(_sessions.close, at_exit=True)
 
 
 def session_for(address: str) -> Session:

@@ -8,9 +8,16 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
+from torch.fx import GraphModule
 from torch.utils import checkpoint
 
-__all__ = ["CheckpointRun", "checkpoint_run", "in_backward", "keeping_versions"]
+__all__ = [
+    "CheckpointRun",
+    "checkpoint_run",
+    "has_traced_hooks",
+    "in_backward",
+    "keeping_versions",
+]
 
 _Hooks: TypeAlias = tuple[Callable[[Any], Any], Callable[[Any], Any]]
 
@@ -59,6 +66,15 @@ def keeping_versions(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
         yield
     finally:
         torch._C._autograd._unsafe_set_version_counter(tuple(tensors), versions)  # noqa: SLF001
+
+
+def has_traced_hooks() -> bool:
+    """Whether saved-tensors hooks are active that AOTAutograd traces into the graphs it makes.
+
+    Those are GraphModules; torch calls all others when the compiled code runs.
+    """
+    hooks = _top_hooks()
+    return hooks is not None and all(isinstance(hook, GraphModule) for hook in hooks)
 
 
 def _top_hooks() -> _Hooks | None:

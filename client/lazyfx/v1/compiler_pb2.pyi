@@ -1030,7 +1030,9 @@ Global___PrefetchPlan: typing_extensions.TypeAlias = PrefetchPlan
 
 @typing.final
 class PrefetchedModule(google.protobuf.message.Message):
-    """What the server would answer to the compile of the artifact that follows."""
+    """What the server would answer to the compile of the artifact that follows: module_key, and the
+    status of cache. At most 4096 bytes.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -1060,9 +1062,14 @@ class RememberJobRequest(google.protobuf.message.Message):
     JOBS_FIELD_NUMBER: builtins.int
     ARTIFACTS_FIELD_NUMBER: builtins.int
     NATIVES_FIELD_NUMBER: builtins.int
+    HAS_ENDED_FIELD_NUMBER: builtins.int
+    has_ended: builtins.bool
+    """The job has ended, and not with an error: under the first of jobs nothing else is kept."""
     @property
     def jobs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.bytes]:
-        """As in PrefetchRequest; what is remembered under each is replaced."""
+        """As in PrefetchRequest. What is already remembered under each, and is not among these artifacts,
+        is kept after them as far as it fits.
+        """
 
     @property
     def artifacts(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[Global___RememberedArtifact]: ...
@@ -1076,8 +1083,9 @@ class RememberJobRequest(google.protobuf.message.Message):
         jobs: collections.abc.Iterable[builtins.bytes] | None = ...,
         artifacts: collections.abc.Iterable[Global___RememberedArtifact] | None = ...,
         natives: collections.abc.Iterable[Global___NativeRequest] | None = ...,
+        has_ended: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["artifacts", b"artifacts", "jobs", b"jobs", "natives", b"natives"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["artifacts", b"artifacts", "has_ended", b"has_ended", "jobs", b"jobs", "natives", b"natives"]) -> None: ...
 
 Global___RememberJobRequest: typing_extensions.TypeAlias = RememberJobRequest
 

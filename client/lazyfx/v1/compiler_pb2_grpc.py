@@ -161,7 +161,7 @@ class GraphCompilerServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RememberJob(self, request, context):
-        """Remembers for Prefetch what a job has asked for, in place of what was remembered before.
+        """Remembers for Prefetch what a job has asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

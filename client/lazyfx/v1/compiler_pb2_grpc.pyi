@@ -332,7 +332,7 @@ class GraphCompilerStub(typing.Generic[_GraphCompilerCompileType, _GraphCompiler
     """
 
     RememberJob: _GraphCompilerRememberJobType
-    """Remembers for Prefetch what a job has asked for, in place of what was remembered before."""
+    """Remembers for Prefetch what a job has asked for."""
 
 GraphCompilerAsyncStub: typing_extensions.TypeAlias = GraphCompilerStub[
     grpc.aio.UnaryUnaryMultiCallable[
@@ -469,6 +469,6 @@ class GraphCompilerServicer(metaclass=abc.ABCMeta):
         request: lazyfx.v1.compiler_pb2.RememberJobRequest,
         context: _ServicerContext,
     ) -> typing.Union[lazyfx.v1.compiler_pb2.RememberJobResponse, collections.abc.Awaitable[lazyfx.v1.compiler_pb2.RememberJobResponse]]:
-        """Remembers for Prefetch what a job has asked for, in place of what was remembered before."""
+        """Remembers for Prefetch what a job has asked for."""
 
 def add_GraphCompilerServicer_to_server(servicer: GraphCompilerServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -20,7 +20,7 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Final
 
-from lazyfx_server.execution.launching import launching
+from lazyfx_server.execution.launching import forget_temporary_folder, launching
 from lazyfx_server.execution.owned_folder import OwnedFolder
 
 _log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ class ForkServer:
         process = self._context.Process(target=target, args=arguments, daemon=True)
         with launching(self._environment):
             self._ensure_running()
+            forget_temporary_folder(process)
             process.start()
         return process
 

@@ -45,3 +45,13 @@ def launching(variables: Mapping[str, str]) -> Iterator[None]:
                     del os.environ[name]
                 else:
                     os.environ[name] = value
+
+
+def forget_temporary_folder(process: BaseProcess) -> None:
+    """Have a process not started yet make its own temporary folder, if multiprocessing needs one.
+
+    It would inherit the path of this process's folder (`forkserver`), which names a descriptor that
+    it does not have.
+    """
+    # Python has no public API for this.
+    getattr(process, "_config", {}).pop("tempdir", None)

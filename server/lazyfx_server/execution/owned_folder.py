@@ -140,7 +140,11 @@ def _sweep(base: Path) -> None:
 
 def _is_old(path: Path) -> bool:
     """Whether it is old, or from the future: then it was left when the clock was ahead."""
-    return abs(time.time() - path.lstat().st_mtime) > _STALE_SECONDS
+    try:
+        made = path.lstat().st_mtime
+    except FileNotFoundError:  # it has just become a folder of a server
+        return False
+    return abs(time.time() - made) > _STALE_SECONDS
 
 
 def _is_left_over(path: Path) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
-from lazyfx_server.execution.launching import launching
+from lazyfx_server.execution.launching import forget_temporary_folder, launching
 
 _STANDARD_ERROR = 2
 
@@ -41,6 +41,7 @@ class SpawnSource:
         process = self._context.Process(
             target=_begin, args=(self._preload, target, arguments), daemon=True
         )
+        forget_temporary_folder(process)
         with launching(self._environment):
             process.start()
         return process

@@ -75,7 +75,10 @@ async def prefetched_parts(
             caller.charge_call("GetArtifact", 0)
         except OverloadedError:
             return  # the caller asks for the rest, and is told why it has to wait
-        answer = pb.CompileResponse.FromString(known.resolved.module.hit)
+        whole = pb.CompileResponse.FromString(known.resolved.module.hit)
+        answer = pb.CompileResponse(
+            module_key=whole.module_key, cache=pb.CacheResult(status=whole.cache.status)
+        )
         yield pb.PrefetchResponse(module=pb.PrefetchedModule(key=known.key, compiled=answer))
         for part in artifact_parts(artifact):
             yield pb.PrefetchResponse(artifact=part)

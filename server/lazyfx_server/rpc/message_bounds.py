@@ -100,6 +100,7 @@ def request_bounds(
                 1: jobs,
                 2: FieldBounds("artifacts", _ANY, Bound(MAX_ARTIFACTS, ""), remembered),
                 3: FieldBounds("natives", _ANY, Bound(MAX_NATIVES, ""), native),
+                4: FieldBounds("has_ended"),
             }
         ),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from lazyfx_server.execution import OnRestart, ProcessExecutor, ProcessSource
 from lazyfx_server.jobs.graph_job import run_job
@@ -24,11 +23,9 @@ from lazyfx_server.settings.limits import WorkerLimits
 from lazyfx_server.settings.pass_settings import NativeSettings
 from lazyfx_server.settings.service_settings import WorkerSettings
 from lazyfx_server.workers.confining import confine
+from lazyfx_server.workers.starting import has_gpu, native_start_method
 
 _log = logging.getLogger("lazyfx_server")
-
-# Exists if the machine has an NVIDIA GPU.
-_GPU = Path("/dev/nvidiactl")
 
 # Pass workers beyond the number of concurrent jobs, for tenants that take turns. With none, each
 # change of tenant ends a process, and the next job waits for a new one.
@@ -185,9 +182,7 @@ def native_pools(
         if unconfined
         else build_confinement(protection.layers, memory, user, compiler)
     )
-    method = settings.native_start_method
-    if method == "auto":
-        method = "spawn" if _GPU.exists() else "forkserver"
+    method = native_start_method(settings)
     jobs = ProcessExecutor(
         partial(run_native_job, compiler, of_job),
         processes=sources.spawned if method == "spawn" else sources.forked,
@@ -210,6 +205,6 @@ def native_pools(
 
 def device_worker(sources: Sources, on_restart: OnRestart) -> ProcessExecutor | None:
     """A process that only answers queries about devices, if there are GPUs."""
-    if not _GPU.exists():
+    if not has_gpu():
         return None
     return ProcessExecutor(run_job, processes=sources.spawned, workers=1, on_restart=on_restart)

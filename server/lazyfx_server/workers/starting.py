@@ -4,10 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
 
 from lazyfx_server.settings.pass_settings import NativeSettings
 from lazyfx_server.settings.service_settings import WorkerSettings
 from lazyfx_server.telemetry.plain_text import LOG_FORMAT_VARIABLE
+
+# Exists if the machine has an NVIDIA GPU.
+_GPU: Final = Path("/dev/nvidiactl")
+
+
+def has_gpu() -> bool:
+    """Whether the machine has an NVIDIA GPU."""
+    return _GPU.exists()
+
+
+def native_start_method(settings: NativeSettings) -> Literal["forkserver", "spawn"]:
+    """How the workers of native compiles are started on this machine."""
+    if settings.native_start_method == "auto":
+        return "spawn" if has_gpu() else "forkserver"
+    return settings.native_start_method
 
 
 @dataclass(frozen=True)
@@ -66,7 +83,7 @@ def worker_start(
     prepared = []
     if native.native != "off":
         preload.append("lazyfx_server.jobs.native.ahead.inductor_preload")
-        if native.native_start_method != "spawn":
+        if native_start_method(native) == "forkserver":
             prepared.append("lazyfx_server.jobs.native.ahead.prepared_inductor")
         # Inductor starts its own processes on import unless it is limited to one thread.
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "1"

@@ -158,7 +158,15 @@ def _strides(value: object) -> tuple[int, ...] | None:
 
 def _with_strides(value: Any, strides: tuple[int, ...] | None) -> Any:
     """A result as the backward, and AOTAutograd's wrapper, expect it."""
-    if strides is None or value.stride() == strides:
+    if strides is None or _are_equal(value.shape, value.stride(), strides):
         return value
-    made = torch.empty_strided(tuple(value.shape), strides, dtype=value.dtype, device=value.device)
-    return made.copy_(value)
+    # Where the stride is 0, all elements are one: it is written once, and then repeated.
+    once = value[tuple(slice(0, 1) if stride == 0 else slice(None) for stride in strides)]
+    made = torch.empty_strided(tuple(once.shape), strides, dtype=value.dtype, device=value.device)
+    return made.copy_(once).expand(value.shape)
+
+
+def _are_equal(sizes: Sequence[int], found: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether elements lie at the same places: a dimension of size 1 may have any stride."""
+    each = zip(sizes, found, wanted, strict=True)
+    return 0 in sizes or all(size == 1 or stride == other for size, stride, other in each)

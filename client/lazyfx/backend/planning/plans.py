@@ -11,6 +11,7 @@ from torch.fx import GraphModule
 
 from lazyfx.backend.options import BackendOptions
 from lazyfx.backend.remote import GraphRequest, GraphResult, Runnable, make_request
+from lazyfx.backend.torch_autograd import has_traced_hooks
 from lazyfx.errors import UnsupportedGraphError
 from lazyfx.shared.native.torch_inductor import RestartAnalysis
 
@@ -39,6 +40,7 @@ def make_plan(module: GraphModule, inputs: Sequence[object], options: BackendOpt
         RestartAnalysis: Makes dynamo trace the frame again.
     """
     try:
+        _refuse_traced_hooks(options)
         request = make_request(module, inputs, options)
         if not options.wait:
             return Plan([request], lambda code: code[0])
@@ -48,6 +50,20 @@ def make_plan(module: GraphModule, inputs: Sequence[object], options: BackendOpt
         if not options.wait:
             raise
         return _desugared(module, inputs, options, refusal)
+
+
+def _refuse_traced_hooks(options: BackendOptions) -> None:
+    """Refuse to leave hooks to the server's AOTAutograd, which does not know them.
+
+    Raises:
+        UnsupportedGraphError: There are some, and the server would run AOTAutograd.
+    """
+    if options.compile == "inductor" and has_traced_hooks():
+        raise UnsupportedGraphError(
+            "saved-tensors hooks that are GraphModules become part of the forward and backward "
+            "graphs, which the server would make without them",
+            remedy="omit wait=False, or use Python functions as hooks",
+        )
 
 
 def _desugared(

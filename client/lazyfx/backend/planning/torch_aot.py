@@ -5,9 +5,10 @@ Imports in functions: they take seconds, and most jobs need none of them.
 
 from __future__ import annotations
 
+import importlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -24,6 +25,8 @@ _SETTINGS: Final[Mapping[str, Any]] = {
     "enable_autograd_cache": False,
     "force_non_lazy_backward_lowering": True,
 }
+
+_one_trace: Final = threading.RLock()
 
 
 def trace_as_inductor(
@@ -47,12 +50,12 @@ def trace_as_inductor(
         A function of the graph's inputs.
     """
     from torch._inductor.compile_fx import compile_fx
-    from torch._inductor.fx_passes import joint_graph
 
     def inner(part: GraphModule, fakes: Sequence[Any], **_: Any) -> Any:
+        _donate_nothing()
         return compile_part(part, fakes)
 
-    with _tracing(), _replaced(joint_graph, "replace_random_passes", lambda *_: 0):
+    with _tracing(), _keeping_random_operators():
         traced: Any = compile_fx(
             module, list(inputs), inner_compile=inner, config_patches=dict(settings)
         )
@@ -75,8 +78,12 @@ def trace_as_eager(
     from torch._dynamo.backends.common import aot_autograd
     from torch._functorch.partitioners import min_cut_rematerialization_partition
 
+    def inner(part: GraphModule, fakes: Sequence[Any]) -> Any:
+        _donate_nothing()
+        return compile_part(part, fakes)
+
     backend = aot_autograd(
-        fw_compiler=compile_part,
+        fw_compiler=inner,
         partition_fn=min_cut_rematerialization_partition,
         keep_inference_input_mutations=True,
     )
@@ -87,28 +94,48 @@ def trace_as_eager(
 
 @contextmanager
 def _tracing() -> Iterator[None]:
-    """Make AOTAutograd trace for a compiler that is not here.
-
-    No saved tensors are donated to the backward: torch then refuses `retain_graph=True`, and it
-    decides only at the first backward whether that is needed, when the server has long compiled it.
-    """
+    """Make AOTAutograd trace for a compiler that is not here."""
     from torch._functorch import config
-    from torch._functorch._aot_autograd import graph_compile
 
-    none_donated = _replaced(graph_compile, "collect_bw_donated_buffer_idxs", lambda *_, **__: [])
-    with config.patch(dict(_SETTINGS)), none_donated:
+    with config.patch(dict(_SETTINGS)):
         yield
+
+
+def _donate_nothing() -> None:
+    """Let the backward that AOTAutograd is making keep its saved tensors.
+
+    If it were given some, torch would refuse `retain_graph=True`, and torch decides only at the
+    first backward whether it is given any, when the server has long compiled it. The setting
+    `donated_buffer` does not help: torch reads it again in the backward. The list is emptied and
+    not replaced, because a graph of tensor subclasses has two metadata with the same list.
+    """
+    from torch._guards import TracingContext
+
+    metadata = TracingContext.get().fw_metadata
+    if metadata is not None and metadata.bw_donated_idxs:
+        metadata.bw_donated_idxs.clear()
 
 
 @contextmanager
-def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
-    """Replace a function of torch within the block; dynamo compiles one graph at a time."""
-    before = getattr(module, name)
-    setattr(module, name, value)
-    try:
-        yield
-    finally:
-        setattr(module, name, before)
+def _keeping_random_operators() -> Iterator[None]:
+    """Keep Inductor from replacing random operators in this thread.
+
+    Its setting `fallback_random` would do this too, but it also changes the decompositions, and
+    with them the patterns of attention, which are made once per process.
+    """
+    joint_graph: Any = importlib.import_module("torch._inductor.fx_passes.joint_graph")
+    thread = threading.get_ident()
+    with _one_trace:
+        original = joint_graph.replace_random_passes
+
+        def replace(module: GraphModule) -> int:
+            return 0 if threading.get_ident() == thread else original(module)
+
+        joint_graph.replace_random_passes = replace
+        try:
+            yield
+        finally:
+            joint_graph.replace_random_passes = original
 
 
 def without_autocast() -> Any:

@@ -7,17 +7,18 @@ from typing import Any
 
 from lazyfx.backend.options import read_options
 from lazyfx.backend.sessions import session_for
-from lazyfx.backend.warm_start.torch_compile_start import calls_of_torch_compile, on_compile_start
+from lazyfx.backend.warm_start.torch_compile_start import compiling_with, on_compile_start
 from lazyfx.calls import forking
 
 
 def start_early(backend: Callable[..., Any]) -> None:
-    """From now on, have the sessions of a backend start when dynamo begins to compile.
+    """From now on, have the session of a backend start when dynamo begins to compile for it.
 
-    Not before: a process that uses gRPC cannot fork children that use it.
+    Not before, and not when it compiles for another backend: a process that uses gRPC cannot fork
+    children that use it.
 
     Args:
-        backend: What torch.compile calls; its options say which servers.
+        backend: What torch.compile calls; its options say which server.
     """
 
     def started() -> None:
@@ -32,7 +33,9 @@ def start_early(backend: Callable[..., Any]) -> None:
 
 
 def _start(backend: Callable[..., Any]) -> None:
-    for given in calls_of_torch_compile(backend):
-        options = read_options(given.get("options"), given.get("mode"))
-        if options.prefetch and options.compile == "inductor":
-            session_for(options.address).warm_start.start()
+    given = compiling_with(backend)
+    if given is None:
+        return
+    options = read_options(given.get("options"), given.get("mode"))
+    if options.prefetch and options.compile == "inductor":
+        session_for(options.address).warm_start.start()

@@ -7,25 +7,20 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from lazyfx.shared.native.prefetch_keys import (
-    MAX_ARTIFACTS,
-    MAX_COMPILE_BYTES,
-    MAX_JOB_BYTES,
-    MAX_NATIVES,
-)
+from lazyfx.shared.native.prefetch_keys import AskedArtifacts
 from lazyfx.v1 import compiler_pb2 as pb
 
 # Graphs that are compiled within this time are told of together.
 _PAUSE_SECONDS: Final = 0.2
 _SEND_SECONDS: Final = 10.0
-# Tags and lengths of an entry.
-_OVERHEAD: Final = 64
 
 
 class JobRecord:
     """What this job has asked for in this run. Threads may share it.
 
-    Nothing is sent as long as all of it was sent by the server before it was asked for.
+    Nothing is sent as long as all of it was sent by the server before it was asked for. While the
+    job runs, the server keeps what it remembers besides: a job that fails early has not asked for
+    all that it will ask for when it is corrected.
 
     Args:
         jobs: From `job_digests`.
@@ -39,10 +34,10 @@ class JobRecord:
         self._lock = threading.Lock()
         self._sending = threading.Lock()
         self._closing = threading.Event()
-        self._record = pb.RememberJobRequest(jobs=jobs)
-        self._keys: set[bytes] = set()
-        self._natives: dict[bytes, int] = {}
+        self._jobs = list(jobs)
+        self._asked = AskedArtifacts()
         self._has_news = False
+        self._had_news = False
         self._thread: threading.Thread | None = None
 
     def add(
@@ -57,12 +52,10 @@ class JobRecord:
             is_new: The server did not send it by itself.
         """
         with self._lock:
-            if key in self._keys or not self._fits(asked, native):
+            if not self._asked.add(key, asked, native):
                 return
-            self._keys.add(key)
-            index = self._index(native)
-            self._record.artifacts.add(compile=asked, native=index)
             self._has_news |= is_new
+            self._had_news |= is_new
             if not self._has_news or self._thread is not None or self._closing.is_set():
                 return
             self._thread = threading.Thread(target=self._run, name="lazyfx-job", daemon=True)
@@ -71,30 +64,26 @@ class JobRecord:
             except RuntimeError:  # no more threads: the end of the process tells the server
                 self._thread = None
 
-    def close(self, seconds: float) -> None:
-        """Tell the server what it has not been told, if it answers within this time."""
+    def close(
+        self, seconds: float, *, planned: frozenset[bytes] = frozenset(), has_ended: bool = False
+    ) -> None:
+        """Tell the server what it has not been told, if it answers within this time.
+
+        Args:
+            seconds: The time.
+            planned: Keys of what the server sent or would have sent.
+            has_ended: The job has ended without an error, so what it has not asked for is no
+                longer needed.
+        """
         self._closing.set()
+        with self._lock:
+            if has_ended and self._had_news and not planned <= self._asked.keys:
+                self._has_news = True
         if self._has_news and self._sending.acquire(timeout=seconds):
             try:
-                self._tell(seconds)
+                self._tell(seconds, has_ended=has_ended)
             finally:
                 self._sending.release()
-
-    def _fits(self, asked: pb.CompileRequest, native: pb.NativeRequest) -> bool:
-        record, whole = self._record, asked.ByteSize() + native.ByteSize()
-        return (
-            asked.ByteSize() <= MAX_COMPILE_BYTES
-            and len(record.artifacts) < MAX_ARTIFACTS
-            and (len(record.natives) < MAX_NATIVES or _name(native) in self._natives)
-            and record.ByteSize() + whole + _OVERHEAD <= MAX_JOB_BYTES
-        )
-
-    def _index(self, native: pb.NativeRequest) -> int:
-        name = _name(native)
-        if name not in self._natives:
-            self._natives[name] = len(self._record.natives)
-            self._record.natives.append(native)
-        return self._natives[name]
 
     def _run(self) -> None:
         while True:
@@ -106,17 +95,13 @@ class JobRecord:
                     self._thread = None
                     return
 
-    def _tell(self, seconds: float) -> None:
+    def _tell(self, seconds: float, *, has_ended: bool = False) -> None:
         with self._lock:
             if not self._has_news:
                 return
             self._has_news = False
-            record = pb.RememberJobRequest()
-            record.CopyFrom(self._record)
+            record = pb.RememberJobRequest(jobs=self._jobs, has_ended=has_ended)
+            record.MergeFrom(self._asked.record)
         # If there is no server, or an earlier one, the next run asks for everything as usual.
         with contextlib.suppress(Exception):
             self._send(record, seconds)
-
-
-def _name(native: pb.NativeRequest) -> bytes:
-    return native.SerializeToString(deterministic=True)

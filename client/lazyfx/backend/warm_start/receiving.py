@@ -35,6 +35,7 @@ class Receiving:
         self._read = read
         self._changed = threading.Condition()
         self._expected: set[bytes] | None = None
+        self._planned: frozenset[bytes] = frozenset()
         self._arrived: dict[bytes, PrefetchedArtifact] = {}
         self._steps = 0
         self._has_ended = False
@@ -61,7 +62,8 @@ class Receiving:
     def take(self, key: bytes) -> PrefetchedArtifact | None:
         """The artifact with a key, the first time that it is asked for.
 
-        Waits for it if it has been announced, as long as parts arrive.
+        Waits for it if it has been announced, as long as parts arrive. Once a wait was in vain,
+        nothing is waited for.
 
         Returns:
             None if it has not been announced, has been taken, or does not arrive.
@@ -69,10 +71,11 @@ class Receiving:
         end = time.monotonic() + _MOST_SECONDS
         with self._changed:
             while key not in self._arrived:
-                if self._has_ended or not self._is_expected(key):
+                if self._has_ended or self._is_late or not self._is_expected(key):
                     return None
                 if not self._is_moving() or time.monotonic() > end:
-                    self._is_late = True  # it will be asked for, and need not arrive twice
+                    # What has not arrived will be asked for, and is not waited for again.
+                    self._is_late = True
                     return None
             return self._arrived.pop(key)
 
@@ -87,6 +90,11 @@ class Receiving:
         with self._changed:
             server, self._server = self._server, None
             return server
+
+    @property
+    def planned_keys(self) -> frozenset[bytes]:
+        """What the server has announced; empty until then."""
+        return self._planned
 
     def _is_expected(self, key: bytes) -> bool:
         return self._expected is None or key in self._expected
@@ -107,7 +115,8 @@ class Receiving:
         """Take note of what will arrive, and of what the server says of itself."""
         with self._changed:
             self._server = plan.server
-            self._expected = set(plan.keys)
+            self._planned = frozenset(plan.keys)
+            self._expected = set(self._planned)
             self._step()
 
     def arrived(self, artifact: PrefetchedArtifact) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch._dynamo import callback, eval_frame
+from torch._dynamo.convert_frame import _compile
 
-__all__ = ["calls_of_torch_compile", "on_compile_start"]
+__all__ = ["compiling_with", "on_compile_start"]
 
 
 def on_compile_start(act: Callable[[], None]) -> None:
@@ -22,10 +24,22 @@ def on_compile_start(act: Callable[[], None]) -> None:
     callback.on_compile_start(started)
 
 
-def calls_of_torch_compile(backend: Callable[..., Any]) -> Iterator[Mapping[str, Any]]:
-    """`mode` and `options`, if given, of each call of torch.compile with a backend."""
-    known: Mapping[int, Any] = getattr(eval_frame, "cached_backends", {})
-    for made in list(known.values()):
-        given = getattr(made, "kwargs", None)
-        if getattr(made, "compiler_fn", None) is backend and isinstance(given, Mapping):
-            yield given
+def compiling_with(backend: Callable[..., Any]) -> Mapping[str, Any] | None:
+    """`mode` and `options`, if given, of the call of torch.compile that dynamo now compiles for.
+
+    To be called by what `on_compile_start` calls, which dynamo does not tell the backend: it is
+    read from the frame of dynamo's function.
+
+    Returns:
+        None if that call is for another backend.
+    """
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not _compile.__code__:
+        frame = frame.f_back
+    if frame is None:
+        return None
+    made = eval_frame.innermost_backend(frame.f_locals["compiler_fn"])
+    given = getattr(made, "kwargs", None)
+    if getattr(made, "compiler_fn", None) is not backend or not isinstance(given, Mapping):
+        return None
+    return given

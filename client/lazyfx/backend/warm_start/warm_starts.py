@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from typing import Final
 
@@ -82,9 +83,17 @@ class WarmStart:
         if self._record is not None:
             self._record.add(prefetch_key(asked, native), asked, native, is_new=is_new)
 
-    def close(self) -> None:
-        """Stop, and tell the server what it has not been told."""
+    def close(self, *, at_exit: bool = False) -> None:
+        """Stop, and tell the server what it has not been told.
+
+        Args:
+            at_exit: The process ends.
+        """
+        planned: frozenset[bytes] = frozenset()
         if self._receiving is not None:
             self._receiving.stop()
+            planned = self._receiving.planned_keys
         if self._record is not None:
-            self._record.close(_LAST_SECONDS)
+            # Python sets it when an error ends the program.
+            has_failed = getattr(sys, "last_value", None) is not None
+            self._record.close(_LAST_SECONDS, planned=planned, has_ended=at_exit and not has_failed)

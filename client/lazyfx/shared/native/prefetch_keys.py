@@ -1,4 +1,4 @@
-"""By what a client recognizes a native artifact that a server sends before it is asked for."""
+"""What is remembered of a job, and the key by which a client recognizes what is sent for it."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ MAX_JOB_BYTES: Final = 2**20
 """Length of all that is remembered of a job."""
 
 _LABEL: Final = b"lazyfx prefetch key 1\0"
+# Tags and lengths of an entry.
+_OVERHEAD: Final = 64
 
 
 def remembered_compile(request: pb.CompileRequest) -> pb.CompileRequest:
@@ -47,3 +49,51 @@ def prefetch_key(compile_request: pb.CompileRequest, native: pb.NativeRequest) -
     return hashlib.sha256(
         _LABEL + hashlib.sha256(asked).digest() + conditions_digest(native)
     ).digest()
+
+
+class AskedArtifacts:
+    """Native artifacts that a job asked for, each once, in order, up to the bounds.
+
+    Attributes:
+        record: The artifacts and their conditions.
+        keys: From `prefetch_key`, of all of them.
+    """
+
+    def __init__(self) -> None:
+        self.record = pb.RememberJobRequest()
+        self.keys: set[bytes] = set()
+        self._natives: dict[bytes, int] = {}
+        self._bytes = 0
+
+    def add(self, key: bytes, asked: pb.CompileRequest, native: pb.NativeRequest) -> bool:
+        """Add one, and return whether it is new and fits.
+
+        Args:
+            key: From `prefetch_key`.
+            asked: From `remembered_compile`.
+            native: The conditions.
+        """
+        name = native.SerializeToString(deterministic=True)
+        is_known = name in self._natives
+        size = asked.ByteSize() + _OVERHEAD + (0 if is_known else len(name))
+        if (
+            key in self.keys
+            or asked.ByteSize() > MAX_COMPILE_BYTES
+            or len(self.record.artifacts) >= MAX_ARTIFACTS
+            or (not is_known and len(self.record.natives) >= MAX_NATIVES)
+            or self._bytes + size > MAX_JOB_BYTES
+        ):
+            return False
+        if not is_known:
+            self._natives[name] = len(self.record.natives)
+            self.record.natives.append(native)
+        self.record.artifacts.add(compile=asked, native=self._natives[name])
+        self.keys.add(key)
+        self._bytes += size
+        return True
+
+    def add_all(self, record: pb.RememberJobRequest) -> None:
+        """Add those of a record, as far as they are new and fit."""
+        for artifact in record.artifacts:
+            asked, native = artifact.compile, record.natives[artifact.native]
+            self.add(prefetch_key(asked, native), asked, native)

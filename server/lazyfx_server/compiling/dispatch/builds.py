@@ -40,6 +40,7 @@ from lazyfx_server.execution import (
     WorkerFailed,
 )
 from lazyfx_server.execution.owned_folder import remove
+from lazyfx_server.jobs.native.toolchain.build_job import CompilerKilledError
 from lazyfx_server.jobs.native.toolchain.build_keys import library_key
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
 from lazyfx_server.jobs.native.toolchain.flags import RequestRefused, check_build_request
@@ -57,6 +58,8 @@ _SHARED_KINDS: Final = frozenset(
 
 # A server that was only started to say something does not live so long.
 _SECONDS_TO_PREPARATION: Final = 3.0
+
+_KILLED: Final = CompilerKilledError.__qualname__
 
 
 class Builds:
@@ -109,6 +112,8 @@ class Builds:
 
     async def prepare(self, request: worker.BuildRequest) -> None:
         """Precompile the header of a build, unless the server ends soon or a job is earlier."""
+        if not request.header:  # Inductor is set to use none
+            return
         with contextlib.suppress(RequestRefused):
             check_build_request(request)
             await asyncio.sleep(_SECONDS_TO_PREPARATION)
@@ -221,7 +226,12 @@ class Builds:
             except NoWorker:
                 raise
             except (WorkerCrashed, WorkerFailed) as error:
-                _log.warning("a C++ compile is tried again: %s", error)
+                if isinstance(error, WorkerFailed) and error.type_name != _KILLED:
+                    raise
+                # Not the message: it may quote the job's source.
+                _log.warning(
+                    "a C++ compile was killed, and is tried again: %s", type(error).__name__
+                )
                 answer = await self._executor.run(data, timeout=self._timeout)
             return worker.BuildResult.FromString(answer)
         except ExecutionError as error:

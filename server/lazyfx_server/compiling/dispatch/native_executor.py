@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from lazyfx.v1 import compiler_pb2 as pb
 from lazyfx_server.compiling.dispatch.build_sessions import BuildSession
 from lazyfx_server.compiling.dispatch.builds import Builds
-from lazyfx_server.compiling.kernels.server_kernels import ServerKernels
+from lazyfx_server.compiling.kernels.server_kernels import ServerKernels, server_kernels
 from lazyfx_server.execution import Executor, JobBytes, OnCall
 from lazyfx_server.execution.executor import parts_of
 from lazyfx_server.execution.owned_folder import remove
@@ -92,6 +92,16 @@ class NativeExecutor:
         Its calls are answered here; with `on_call`, a server is asked for kernels.
         """
         message = worker.Job.FromString(b"".join(parts_of(job)))
+        async with server_kernels(on_call) as elsewhere:
+            return await self._run(message, timeout, owner, elsewhere)
+
+    async def _run(
+        self,
+        message: worker.Job,
+        timeout: float,
+        owner: str | None,
+        elsewhere: ServerKernels | None,
+    ) -> bytes:
         place = message.native.place.hex() if message.HasField("native") else "describe"
         folder = self._area.folder("jobs", str(next(self._numbers)), owner=self._owner)
         if message.HasField("native"):
@@ -102,7 +112,7 @@ class NativeExecutor:
             scoped = message.native.HasField("kernel_scope")
             session = self._builds.session(
                 message.native.kernel_scope if scoped else None,
-                None if on_call is None else ServerKernels(on_call),
+                elsewhere,
             )
             message.native.ClearField("kernel_scope")
         else:

@@ -21,6 +21,7 @@ from lazyfx_server.v1 import worker_pb2 as worker
 _KEY_BYTES: Final = hashlib.sha256().digest_size
 _MAX_CALLS: Final = 20_000
 _MAX_GIVEN_BYTES: Final = 128 << 20
+_MAX_SECONDS: Final = 86_400.0
 
 
 class KernelAnswers:
@@ -59,6 +60,8 @@ class KernelAnswers:
         self._given_bytes += size
         if not 0 < size <= MAX_KEPT_BYTES or self._given_bytes > _MAX_GIVEN_BYTES:
             raise CallRefused("the kernel is empty or too large, or the job has given too many")
+        if not 0 <= call.made.seconds < _MAX_SECONDS:  # also refuses NaN
+            raise CallRefused("a kernel's compile takes no seconds, or less than a day")
         await self._kernels.add(call.key, self._scope, call.made)
         return b""
 

@@ -66,8 +66,8 @@ class Elsewhere(Protocol):
     async def find(self, key: bytes) -> worker.KernelRecord | None:
         """A kernel, if it is known there."""
 
-    async def add(self, key: bytes, record: worker.KernelRecord) -> None:
-        """Give it a kernel."""
+    def give(self, key: bytes, record: worker.KernelRecord) -> None:
+        """Give it a kernel; returns before the kernel has arrived."""
 
 
 class KernelFlights:
@@ -160,7 +160,7 @@ class KernelFlights:
                     record = worker.KernelRecord(output=result.output, seconds=made.seconds)
                     await self._kernels.add(place, record)
                     if elsewhere is not None:
-                        await elsewhere.add(key, record)
+                        elsewhere.give(key, record)
                 return made
         assert ours.found is not None, "found, or made and returned"
         return ours.found

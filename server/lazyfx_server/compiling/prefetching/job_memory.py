@@ -19,6 +19,7 @@ from lazyfx.shared.native.prefetch_keys import (
     MAX_JOB_BYTES,
     MAX_JOBS,
     MAX_NATIVES,
+    AskedArtifacts,
     remembered_compile,
 )
 from lazyfx.v1 import compiler_pb2 as pb
@@ -38,16 +39,24 @@ class JobMemory:
         self._store = store
 
     async def remember(self, request: pb.RememberJobRequest, tenant: Tenant) -> None:
-        """Remember what a job of a tenant asked for, in place of what was remembered.
+        """Remember what a job of a tenant asked for, before what is remembered.
+
+        What is remembered under the first digest is replaced if the job has ended, so that what it
+        needs no more is not sent for ever. Other ranks and arguments share the further digests. Of
+        two requests at the same moment, one may be lost: its artifacts are asked for again.
 
         Raises:
             InvalidRequestError: A field is wrong.
         """
         _check_jobs(request.jobs)
         _check_remembered(request)
-        record = pb.RememberJobRequest(artifacts=request.artifacts, natives=request.natives)
-        data = record.SerializeToString(deterministic=True)
-        for job in request.jobs:
+        for i, job in enumerate(request.jobs):
+            asked = AskedArtifacts()
+            asked.add_all(request)
+            replaces = request.has_ended and i == 0
+            if not replaces and (earlier := await self._read(job, tenant)) is not None:
+                asked.add_all(earlier)
+            data = asked.record.SerializeToString(deterministic=True)
             place = tenant.job(job)
             await self._store.put(place, tenant.seal.close(place, data))
 
@@ -60,15 +69,18 @@ class JobMemory:
         jobs = list(jobs)
         _check_jobs(jobs)
         for job in jobs:
-            place = tenant.job(job)
-            stored = await self._store.get(place)
-            data = None if stored is None else tenant.seal.open(place, stored)
-            if data is not None and (record := _read(data)) is not None:
+            if (record := await self._read(job, tenant)) is not None:
                 return record
         return None
 
+    async def _read(self, job: bytes, tenant: Tenant) -> pb.RememberJobRequest | None:
+        place = tenant.job(job)
+        stored = await self._store.get(place)
+        data = None if stored is None else tenant.seal.open(place, stored)
+        return None if data is None else _checked(data)
 
-def _read(data: bytes) -> pb.RememberJobRequest | None:
+
+def _checked(data: bytes) -> pb.RememberJobRequest | None:
     """A record; None if it was written by a server that knows other settings or bounds."""
     try:
         record = pb.RememberJobRequest.FromString(data)

@@ -18,6 +18,8 @@ from lazyfx_server.errors import RequestError
 
 # How many are looked up at a time: each asks the store a few times.
 _LOOKUPS: Final = 16
+# How long in all: the client waits for the plan, half a second when it has a graph.
+_PLAN_SECONDS: Final = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +52,8 @@ class Prefetching:
     async def plan(self, request: pb.PrefetchRequest, tenant: Tenant) -> Sequence[KnownArtifact]:
         """The artifacts of a job, in the order in which it asked for them, without their bytes.
 
-        What is not cached, or what this server would now refuse, is left out.
+        What is not cached, what this server would now refuse, and what a slow store has not found
+        in time is left out.
 
         Raises:
             InvalidRequestError: A field of the request is wrong.
@@ -63,8 +66,8 @@ class Prefetching:
             native = remembered.natives[artifact.native]
             wanted[prefetch_key(artifact.compile, native)] = artifact.compile, native
         turn = asyncio.Semaphore(_LOOKUPS)
-        looked_up = (self._find(*one, tenant, turn) for one in wanted.values())
-        found = zip(wanted, await asyncio.gather(*looked_up), strict=True)
+        lookups = [asyncio.ensure_future(self._find(*one, tenant, turn)) for one in wanted.values()]
+        found = zip(wanted, await _in_time(lookups), strict=True)
         return tuple(KnownArtifact(key, made) for key, made in found if made is not None)
 
     async def _find(
@@ -104,3 +107,17 @@ class Prefetching:
             if artifact is not None:
                 left -= len(artifact.data)
                 yield known, artifact
+
+
+async def _in_time(
+    lookups: Sequence[asyncio.Future[ResolvedArtifact | None]],
+) -> Sequence[ResolvedArtifact | None]:
+    """The results of lookups; None for those that are not done in time, which are cancelled."""
+    try:
+        if lookups:
+            await asyncio.wait(lookups, timeout=_PLAN_SECONDS)
+        return [each.result() if each.done() else None for each in lookups]
+    finally:
+        for each in lookups:
+            each.cancel()
+        await asyncio.gather(*lookups, return_exceptions=True)

@@ -27,7 +27,9 @@ from lazyfx_server.jobs.native.torch_inductor_codegen import (
     fresh_fake_mode,
 )
 
-__all__ = ["inductor_preload"]
+__all__: list[str] = []
+
+_ = inductor_preload  # imported for its own sake
 
 _log = logging.getLogger(__name__)
 

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Final
 
-import torch
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import GraphModule, Node
 
 from lazyfx_server.jobs.native.equal_blocks.forms import (
-    UnknownValueError,
+    Facts,
     form_of,
+    is_symbol,
+    is_tensor,
     label_of,
 )
+from lazyfx_server.jobs.native.equal_blocks.own_values import own_facts
 from lazyfx_server.jobs.native.equal_blocks.periods import Stretch, best_stretch
 from lazyfx_server.passes.analysis.operator_facts import words
 from lazyfx_server.passes.analysis.storage import StorageMap
@@ -31,6 +32,8 @@ Block = Sequence[Node]
 # Smaller blocks are not worth a call.
 _LEAST_NODES: Final = 12
 _MOST_GROUPS: Final = 8
+# Each look reads the whole graph, also those that find nothing of use.
+_MOST_LOOKS: Final = 3 * _MOST_GROUPS
 # Ways to cut a stretch that are tried.
 _MOST_CUTS: Final = 12
 # Inductor calls a library for these, so nothing is fused across them. A block without one is a
@@ -58,16 +61,18 @@ class Group:
 
 def choose_groups(module: GraphModule) -> list[Group]:
     """The groups of equal blocks of a graph that are worth a graph of their own."""
+    facts = own_facts(module)
+    if facts is None:
+        return []
     nodes = [node for node in module.graph.nodes if node.op in _CALLS]
-    labels: list[Hashable] = [label_of(node) for node in nodes]
-    labels = _numbered(labels)
+    labels = _numbered([label_of(node, facts) for node in nodes])
     storage = StorageMap(module.graph)
     found: list[Group] = []
-    while len(found) < _MOST_GROUPS:
+    for _ in range(_MOST_LOOKS):
         stretch = best_stretch(labels, _LEAST_NODES)
-        if stretch is None:
+        if stretch is None or len(found) == _MOST_GROUPS:
             break
-        group = _best_group(nodes, stretch, storage)
+        group = _best_group(nodes, stretch, storage, facts)
         for place in range(stretch.start, stretch.end):
             labels[place] = nodes[place]
         if group is not None:
@@ -76,7 +81,6 @@ def choose_groups(module: GraphModule) -> list[Group]:
 
 
 _CALLS: Final = frozenset({"call_function", "call_method"})
-_OPERANDS: Final = (FakeTensor, torch.SymInt)
 
 
 def _numbered(labels: Sequence[Hashable]) -> list[Hashable]:
@@ -85,7 +89,9 @@ def _numbered(labels: Sequence[Hashable]) -> list[Hashable]:
     return [numbers.setdefault(label, len(numbers)) for label in labels]
 
 
-def _best_group(nodes: Sequence[Node], stretch: Stretch, storage: StorageMap) -> Group | None:
+def _best_group(
+    nodes: Sequence[Node], stretch: Stretch, storage: StorageMap, facts: Facts
+) -> Group | None:
     """The best way to cut a stretch into blocks; None if there is none."""
     place = {node: number for number, node in enumerate(nodes)}
     cuts = []
@@ -96,7 +102,7 @@ def _best_group(nodes: Sequence[Node], stretch: Stretch, storage: StorageMap) ->
     for negative, _, _, start in sorted(cuts)[:_MOST_CUTS]:
         ends = range(start, start - negative * stretch.period, stretch.period)
         blocks = tuple(nodes[first : first + stretch.period] for first in ends)
-        if (group := _group(blocks, storage)) is not None:
+        if (group := _group(blocks, storage, facts)) is not None:
             return group
     return None
 
@@ -111,13 +117,13 @@ def _crossings(
     return leaving, len(read.difference(block))
 
 
-def _group(blocks: tuple[Block, ...], storage: StorageMap) -> Group | None:
+def _group(blocks: tuple[Block, ...], storage: StorageMap, facts: Facts) -> Group | None:
     """The most of these blocks that are equal and follow each other; None if no calls may be."""
     if not any(_name(node) in _CALLED for node in blocks[0]):
         return None
-    try:
-        forms = [form_of(block) for block in blocks]
-    except UnknownValueError:
+    found = [form_of(block, facts) for block in blocks]
+    forms = [form for form in found if form is not None]
+    if len(forms) < len(blocks):
         return None
     runs = [list(run) for _, run in groupby(range(len(forms)), lambda place: forms[place].key)]
     longest = max(runs, key=len)
@@ -126,19 +132,19 @@ def _group(blocks: tuple[Block, ...], storage: StorageMap) -> Group | None:
     group = Group(
         tuple(blocks[place] for place in longest), tuple(form.inputs for form in equal), results
     )
-    return group if len(equal) > 1 and results and _callable(group, storage) else None
+    return group if len(equal) > 1 and results and _callable(group, storage, facts) else None
 
 
-def _callable(group: Group, storage: StorageMap) -> bool:
+def _callable(group: Group, storage: StorageMap, facts: Facts) -> bool:
     """Whether a call may stand for each block.
 
     Equal blocks have equal effects; what they read from outside may differ.
     """
     results = [group.blocks[0][place] for place in group.results]
     inputs = [node for inputs in group.inputs for node in inputs]
-    if not all(_value(node) in _OPERANDS for node in inputs) or not all(
-        _value(node) is FakeTensor for node in results
-    ):
+    if not all(is_tensor(facts[node]) or is_symbol(facts[node]) for node in inputs):
+        return False
+    if not all(is_tensor(facts[node]) for node in results):
         return False
     if any(map(storage.written_after, inputs)):
         # The recorded value of an input may then not be what a block reads.
@@ -166,10 +172,6 @@ def _returns_fresh_values(block: Block, results: Sequence[int], storage: Storage
     return all(part <= own for part in returned) and sum(map(len, returned)) == len(
         frozenset().union(*returned)
     )
-
-
-def _value(node: Node) -> type:
-    return type(node.meta.get("example_value"))
 
 
 def _name(node: Node) -> str:

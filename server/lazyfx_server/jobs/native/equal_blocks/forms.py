@@ -3,12 +3,14 @@
 A block is a sequence of consecutive calls. Two blocks with equal forms are one function: the same
 calls of the same targets, with the same literals (types included: 1, True and 1.0 differ, and so do
 0.0 and -0.0), the same wiring of their operands, the same operands that are one value, and values
-with the same sizes, strides, offsets, dtypes, devices and layouts.
+with the same sizes, strides, offsets, dtypes, devices and layouts. The values are those that the
+job computes from the graph's inputs (`own_values`): what a client or a pass recorded of a value in
+between may be wrong, and blocks that are equal only by such a record are not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,24 +36,23 @@ class BlockForm:
     results: frozenset[int]
 
 
-def label_of(node: Node) -> Hashable:
+Facts = Mapping[Node, Hashable]
+"""What is known of each value; values that cannot be compared are missing."""
+
+
+def label_of(node: Node, facts: Facts) -> Hashable:
     """What a call does, whatever its operands are: equal for the same call in equal blocks.
 
     A node whose value is not known has a label of its own.
     """
-    try:
-        operands = [facts_of(operand) for operand in node.all_input_nodes]
-        return _call_key(node, lambda _: None), tuple(operands), facts_of(node)
-    except UnknownValueError:
+    values = (*node.all_input_nodes, node)
+    if not all(value in facts for value in values):
         return node
+    return _call_key(node, lambda _: None), tuple(facts[value] for value in values)
 
 
-def form_of(block: Sequence[Node]) -> BlockForm:
-    """The form of a block.
-
-    Raises:
-        UnknownValueError: The value of a node is not known well enough to compare it.
-    """
+def form_of(block: Sequence[Node], facts: Facts) -> BlockForm | None:
+    """The form of a block; None if a value is not known well enough to compare it."""
     position = {node: number for number, node in enumerate(block)}
     inputs: dict[Node, int] = {}
 
@@ -60,27 +61,26 @@ def form_of(block: Sequence[Node]) -> BlockForm:
             return ("inside", position[operand])
         return ("input", inputs.setdefault(operand, len(inputs)))
 
-    calls = tuple((_call_key(node, place), facts_of(node)) for node in block)
+    calls = [_call_key(node, place) for node in block]
+    if not all(node in facts for node in (*block, *inputs)):
+        return None
+    values = [facts[node] for node in (*block, *inputs)]
     results = frozenset(
         number for node, number in position.items() if any(u not in position for u in node.users)
     )
-    return BlockForm((calls, tuple(map(facts_of, inputs))), tuple(inputs), results)
+    return BlockForm((tuple(calls), tuple(values)), tuple(inputs), results)
 
 
 class UnknownValueError(Exception):
     """The value of a node is not known well enough to compare it."""
 
 
-def facts_of(node: Node) -> Hashable:
-    """All that a compile may depend on in a node's value.
+def facts_of(value: Any) -> Hashable:
+    """All that a compile may depend on in a value.
 
     Raises:
         UnknownValueError: It is not a number, a plain tensor, or a group of them.
     """
-    return _facts(node.meta.get("example_value"))
-
-
-def _facts(value: Any) -> Hashable:
     if type(value) is FakeTensor and value.layout is torch.strided:
         sizes = *value.shape, *value.stride(), value.storage_offset()
         return (
@@ -88,8 +88,18 @@ def _facts(value: Any) -> Hashable:
             *(value.requires_grad, value.is_conj(), value.is_neg(), value.is_inference()),
         )
     if type(value) in (tuple, list, torch.Size):
-        return type(value), tuple(map(_facts, value))
+        return type(value), tuple(map(facts_of, value))
     return "number", _number(value)
+
+
+def is_tensor(facts: Hashable) -> bool:
+    """Whether these are facts of a tensor."""
+    return isinstance(facts, tuple) and facts[0] == "tensor"
+
+
+def is_symbol(facts: Hashable) -> bool:
+    """Whether these are facts of a symbolic number."""
+    return isinstance(facts, tuple) and facts[0] == "number" and isinstance(facts[1], str)
 
 
 def _number(value: Any) -> Hashable:

@@ -16,15 +16,19 @@ def call_equal_blocks_once(module: GraphModule) -> list[pb.EqualBlocks]:
     """Replace equal blocks of a graph by calls of one nested graph for each group, in place.
 
     Args:
-        module: A graph whose nodes have fake values, and which is compiled without gradients.
+        module: A graph whose inputs have fake values, which is compiled without gradients, in
+            the state that is set now, and without autocast.
 
     Returns:
         What was found; empty if the graph is unchanged.
     """
     found = []
     replaced: dict[Node, Node] = {}
-    for number, group in enumerate(choose_groups(module)):
-        _outline(module, group, f"{_NAME}{number}", replaced)
+    groups = choose_groups(module)
+    # Replacing one group changes what the blocks of another read, so all are copied before.
+    bodies = [_body(group) for group in groups]
+    for number, (group, body) in enumerate(zip(groups, bodies, strict=True)):
+        _outline(module, group, body, f"{_NAME}{number}", replaced)
         found.append(pb.EqualBlocks(nodes=len(group.blocks[0]), calls=len(group.blocks)))
     if found:
         module.graph.lint()
@@ -35,25 +39,28 @@ def call_equal_blocks_once(module: GraphModule) -> list[pb.EqualBlocks]:
 _NAME: Final = "equal_block_"
 
 
-def _outline(module: GraphModule, group: Group, name: str, replaced: dict[Node, Node]) -> None:
-    """Add the first block as a nested graph, and replace each block by a call of it.
+def _outline(
+    module: GraphModule, group: Group, body: Graph, name: str, replaced: dict[Node, Node]
+) -> None:
+    """Add a nested graph, and replace each block by a call of it.
 
     Args:
         module: Holds the graph.
         group: Equal blocks.
+        body: A copy of the first one.
         name: A new attribute for their graph.
         replaced: What stands for nodes of blocks that have been replaced; added to.
     """
-    module.add_module(name, GraphModule(module, _body(group)))
+    module.add_module(name, GraphModule(module, body))
     graph = module.graph
     with graph.inserting_before(group.blocks[0][0]):
-        body = graph.get_attr(name)
+        attribute = graph.get_attr(name)
     for block, inputs in zip(group.blocks, group.inputs, strict=True):
         with graph.inserting_before(block[0]):
             # torch traces and lowers one graph for all calls with the same identifier.
             call = graph.call_function(
                 torch.ops.higher_order.invoke_subgraph,
-                (body, name, *(replaced.get(node, node) for node in inputs)),
+                (attribute, name, *(replaced.get(node, node) for node in inputs)),
             )
             results = [block[place] for place in group.results]
             call.meta["example_value"] = tuple(node.meta["example_value"] for node in results)

@@ -37,7 +37,9 @@ def _key(part: GraphModule, body: object, operands: Sequence[Any]) -> Hashable:
         return object()
     try:
         facts = tuple(
-            facts_of(operand) if isinstance(operand, Node) else literal_key(operand)
+            facts_of(operand.meta.get("example_value"))
+            if isinstance(operand, Node)
+            else literal_key(operand)
             for operand in operands
         )
         return id(attribute_at(part, str(body.target))), facts

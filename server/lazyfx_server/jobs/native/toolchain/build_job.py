@@ -7,9 +7,10 @@ vocabulary, which is checked once more.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from lazyfx_server.jobs.native.confinement import Confinement
 from lazyfx_server.jobs.native.toolchain.compiler import Compiler
@@ -20,8 +21,16 @@ from lazyfx_server.v1 import worker_pb2 as worker
 _MAX_TOLD: Final = 4096
 _SOURCES: Final = {worker.BUILD_KIND_DATA: "data.S", worker.BUILD_KIND_HEADER: "header.h"}
 _OUTPUT: Final = "made"
-# In the output of g++ and of clang, if one of the programs that they start was killed.
-_KILLED: Final = ("signal terminated program", "command failed due to signal")
+# Of any error in a source, and of g++ if a program that it started was killed.
+_USUAL_STATUS: Final = 1
+# The last that g++ writes then. Elsewhere, the same words may be quoted from the source.
+_KILLED_AT_LAST: Final = re.compile(
+    r"^[^\s:]+: fatal error: [^\n]+ signal terminated program \S+\n"
+    r"(?:compilation terminated\.\n)?\Z",
+    re.MULTILINE,
+)
+# Written by g++ and clang if such a program crashed.
+_CRASHED: Final = ("signal terminated program", "command failed due to signal")
 HEADER: Final = "header.h"
 
 
@@ -78,12 +87,23 @@ def build(job: worker.BuildJob, compiler: Compiler) -> bytes:
         if status != 0:
             said.seek(0)
             text = said.read(_MAX_TOLD).decode("utf-8", "replace")
-            if status < 0 or any(words in text for words in _KILLED):
+            if _was_killed(status, said):
                 raise CompilerKilledError(text.strip() or f"by signal {-status}")
             raise _CompilerError(text or f"the compiler exited with status {status}")
     if request.kind == worker.BUILD_KIND_HEADER:
         return b""
     return (folder / _OUTPUT).read_bytes()
+
+
+def _was_killed(status: int, said: IO[bytes]) -> bool:
+    """Whether a signal ended the compiler or what it started, which it says at the end."""
+    if status < 0:
+        return True
+    said.seek(-min(_MAX_TOLD, said.seek(0, os.SEEK_END)), os.SEEK_END)
+    end = said.read().decode("utf-8", "replace")
+    if status == _USUAL_STATUS:
+        return _KILLED_AT_LAST.search(end) is not None
+    return any(words in end for words in _CRASHED)
 
 
 def _inputs(job: worker.BuildJob, folder: Path) -> list[str]:
