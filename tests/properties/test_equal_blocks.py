@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,8 +21,13 @@ from block_pairs import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 
+from lazyfx.shared import wire
+from lazyfx.v1 import compiler_pb2 as pb
+from lazyfx_server.jobs.native.conditions import CannotCompile
 from lazyfx_server.jobs.native.equal_blocks.outlining import call_equal_blocks_once
 from lazyfx_server.jobs.native.equal_blocks.regions import name_regions
+from lazyfx_server.jobs.native.making import make_artifact
+from lazyfx_server.v1 import worker_pb2 as worker
 
 _PAIRS = 200
 
@@ -93,6 +99,20 @@ def assert_stay(kind: str, seeds: range) -> None:
         if kind in DIFFERENT and pair.first and "write to an operand" not in kind:
             # It is the difference that keeps them apart.
             assert call_equal_blocks_once(build(Pair(pair.first, pair.first), seed))
+
+
+def test_what_fails_for_another_reason_is_not_tried_twice(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = worker.NativeJob(
+        kind=pb.ARTIFACT_KIND_INDUCTOR,
+        request=pb.NativeRequest(equal_blocks_once=True),
+        progress=str(tmp_path / "progress"),
+    )
+    job.graph.graph.body = wire.encode(torch.fx.symbolic_trace(_BODIES["sine"])).body
+    with pytest.raises(CannotCompile, match="no shape"):
+        make_artifact(job)
+    assert "compiled as a whole" not in caplog.text
 
 
 def test_nested_graphs_are_one_for_torch_only_if_they_are() -> None:
