@@ -168,6 +168,12 @@ RENDERING_ROW = (
         PER_SECOND,
         Query(rate("lazyfx_native_compiles_total", by="result"), "{{result}}"),
     ),
+    curves(
+        "Equal blocks",
+        PER_SECOND,
+        Query(rate("lazyfx_repeated_blocks_total"), "not compiled again"),
+        explanation="Blocks of graphs that are equal to another one, and so were compiled once.",
+    ),
     stack(
         "Kernels",
         PER_SECOND,

@@ -54,6 +54,8 @@ def loaded(launch_for_file, tmp_path_factory):
         refused(lambda: stub.Compile(compile_request(graph_of(5.0), "no_such_pass")))
         stub.FindMissingBlobs(pb.FindMissingBlobsRequest())
         stub.UploadBlobs(iter([]))
+        list(stub.Prefetch(pb.PrefetchRequest(jobs=[bytes(32)])))
+        stub.RememberJob(pb.RememberJobRequest(jobs=[bytes(32)]))
     return server
 
 

@@ -44,7 +44,7 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(launch_for_file: Callable[..., RunningServer], stand_in: Path) -> RunningServer:
     if shutil.which("g++") is None:
         pytest.skip("needs g++, which Inductor compiles with")
-    environment = {"PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
+    environment = {"CXX": str(stand_in), "PATH": f"{stand_in.parent}:{os.environ['PATH']}"}
     # Confined, the stand-in could not write, and code that got through could not either.
     return launch_for_file(
         "--native", "--native-unconfined", "--workers", "1", environment=environment

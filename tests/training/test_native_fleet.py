@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shared_headers
 import store_servers
 import torch
 from harness import metrics, total, wait_until
@@ -40,7 +41,12 @@ def pair(
         "--tenant-secret", str(tmp_path / "tenants.key"),
         "--signing-key", str(tmp_path / "signing.pem"),
     ]  # fmt: skip
-    servers = [start_server(tmp_path / f"store{n}", *flags) for n in range(2)]
+    # Slow enough for the other server to be told how far the compile is. Confined, it runs no sleep.
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    count = "i=0; while [ $i -lt 500000 ]; do i=$((i+1)); done"
+    compiler = {"CXX": str(shared_headers.write_compiler(slow, count))}
+    servers = [start_server(tmp_path / f"store{n}", *flags, environment=compiler) for n in range(2)]
     yield servers
     for server in servers:
         server.stop()

@@ -119,6 +119,7 @@ def test_what_is_written_in_the_call_wins_over_the_environment(
 ) -> None:
     monkeypatch.setenv("LAZYFX_TIMEOUT", "7")
     monkeypatch.setenv("LAZYFX_WAIT", "no")
+    monkeypatch.delenv("LAZYFX_PREFETCH")
     read = read_options({"timeout": 9, "max-autotune": True}, "default")
     assert read == BackendOptions(timeout=9.0, wait=False, inductor={"max_autotune": True})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+
 import torch
 
 from lazyfx_server.security.sandbox import Policy, enter
@@ -16,4 +18,6 @@ def confine(policy: Policy) -> None:
     # oneDNN generates machine code at run time, but the sandbox forbids executable memory; torch's
     # own kernels compute the same.
     torch.backends.mkldnn.set_flags(False)
+    # Looked for once in a process, by writing to it; torch asks for its name, and writes nothing.
+    tempfile.gettempdir()
     enter(policy)
