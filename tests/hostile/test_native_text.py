@@ -177,7 +177,7 @@ def test_a_state_that_is_not_of_its_type_is_refused_with_its_field(server: Runni
 
 # Flags, headers and libraries of torch, Python and the compiler; files of the job.
 ARGUMENTS = re.compile(
-    r"-[cEMPS]|-###|-g[0-3]?|-pedantic|-O[0-3s]|-std=[a-z+0-9]+|-x|c\+\+(?:-header)?|-shared|-fPIC|-fopenmp|-pthread"
+    r"-[cEMPSw]|-###|-g[0-3]?|-pedantic|-O[0-3s]|-std=[a-z+0-9]+|-x|c\+\+(?:-header)?|-shared|-fPIC|-fopenmp|-pthread"
     r"|-f(?:no-)?[a-z][a-z0-9-]*(?:=(?:off|fast|on|default|hidden))?|-m[a-z0-9.+-]+(?:=[a-z0-9.+_-]+)?"
     r"|-W[a-zA-Z0-9-]+(?:,[A-Za-z0-9/._=-]+)*|-D ?[A-Z][A-Z0-9_a-z]*(?:=[0-9A-Za-z_]*)?|-D"
     r"|[A-Z][A-Z0-9_]+(?:=[0-9A-Za-z_]*)?|-[IL]|-[IL]?/[\w./+-]+|-l[a-z0-9_.+-]+|-o|-include"

@@ -91,8 +91,10 @@ def run_job(data: bytes) -> bytes:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
+    # Neither torch nor Python has a type of its own for these; a thread needs memory for its stack.
+    texts = ("can't allocate memory", "can't start new thread")
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
     )
 
 
