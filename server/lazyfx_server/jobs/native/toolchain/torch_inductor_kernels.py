@@ -95,7 +95,7 @@ def omitting_kernels() -> Iterator[None]:
 
     def load_async(cls: Any, *_: Any, **__: Any) -> Callable[[], Any]:
         def never() -> _Built:
-            raise NotImplementedError("this kernel was not compiled")
+            raise RuntimeError("this kernel was not compiled")
 
         return lambda: _UnloadedModule(cls, never)
 
